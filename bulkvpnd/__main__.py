@@ -1,0 +1,5 @@
+import sys
+
+from bulkvpnd.cli import bulkvpnd
+
+sys.exit(bulkvpnd())

@@ -1,0 +1,62 @@
+"""The two commands: bulkvpnd(8), the daemon, and bulkvpnctl(8), the administrator's tool."""
+
+import argparse
+import importlib
+import os
+import sys
+
+from bulkvpnd import __version__
+
+COMMANDS = {
+    # name: (module in bulkvpnd.admin, help). Each module has add_arguments(parser) and run(arguments) -> exit status.
+    "pki": ("pki", "make the certificate authority, the server's and the clients' certificates"),
+    "status": ("status", "show the sessions, connections and counters of running instances"),
+    "demo": ("demo", "measure a tunnel between two network namespaces on this machine"),
+}
+
+
+def bulkvpnd(arguments=None):
+    """Runs the daemon in the foreground. Returns the exit status (see EXIT STATUS in bulkvpnd(8))."""
+    from gevent import monkey
+
+    monkey.patch_all()
+    from bulkvpnd import config
+    from bulkvpnd.control import main
+
+    try:
+        configuration, namespace = config.load(sys.argv[1:] if arguments is None else arguments)
+    except config.ConfigurationError as error:
+        print(f"bulkvpnd: {error}", file=sys.stderr)
+        return os.EX_USAGE if error.on_command_line else os.EX_CONFIG
+    return main.run(configuration, check_only=namespace.check)
+
+
+def bulkvpnctl(arguments=None):
+    """Runs one command. Returns its exit status: 0 done, 1 failed, 64 wrong usage."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = _Parser(prog="bulkvpnctl", description="Administrator's tool of the bulk VPN daemon.", allow_abbrev=False,
+                     epilog="The manual is bulkvpnctl(8).")
+    parser.add_argument("--version", action="version", version=f"bulkvpnctl {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    wanted = next((argument for argument in arguments if not argument.startswith("-")), None)
+    for name, (module, summary) in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        if name == wanted:
+            # Only the command that runs is imported: most need neither cryptography nor a terminal library.
+            importlib.import_module(f"bulkvpnd.admin.{module}").add_arguments(command)
+    namespace = parser.parse_args(arguments)
+    module = importlib.import_module(f"bulkvpnd.admin.{COMMANDS[namespace.command][0]}")
+    try:
+        return module.run(namespace)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of the output went away, as `| head` does; nobody is left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        self.print_usage(sys.stderr)
+        self.exit(os.EX_USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")

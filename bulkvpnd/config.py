@@ -1,0 +1,566 @@
+"""The one table of options, and what is made from it.
+
+Every option is a key of ``/etc/bulkvpn/NAME.conf`` and a flag of bulkvpnd(8). The parser, ``--help``, the commented
+example files in ``etc/bulkvpn/`` and the check of the man page all come from `OPTIONS`.
+
+    file, command line --> ConfigArgParse --> raw strings --> Option.parse --> Configuration (frozen)
+
+An error names file, line, key and value and says what would be right; the callers end with exit status 78 (EX_CONFIG
+of sysexits.h(3)) for the file and 64 (EX_USAGE) for the command line, before anything on the machine is touched.
+"""
+
+import dataclasses
+import ipaddress
+import os
+import pathlib
+import re
+import stat
+from collections import OrderedDict
+from collections.abc import Callable
+
+import configargparse
+
+from bulkvpnd import __version__
+
+CONFIGURATION_DIRECTORY = pathlib.Path("/etc/bulkvpn")
+DEFAULT_PORT = 7443
+"""Choice: above 1023, so that the service needs no CAP_NET_BIND_SERVICE, and free in Debian's /etc/services."""
+
+FRAME_SIZE_MIN = 128 * 1024
+"""Bytes; a frame must hold one super-packet (64 KiB) and leave room to fill the rest from the next batch."""
+FRAME_SIZE_MAX = 1024 * 1024
+MAX_FILE_SIZE = 1024 * 1024
+"""Bytes of a configuration, certificate or key file; more is a mistake (choice)."""
+
+NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+"""What an identity may be called: printable in any log and safe as a file name."""
+
+
+class ConfigurationError(Exception):
+    """A configuration that cannot be used.
+
+    message: one line for the administrator. on_command_line: a flag is to blame, not a file.
+    """
+
+    def __init__(self, message, on_command_line=False):
+        super().__init__(message)
+        self.on_command_line = on_command_line
+
+
+# Kinds of value: each turns the raw string into the value, or raises ValueError with what would be right.
+
+
+def choice(*values):
+    def parse(raw):
+        if raw not in values:
+            raise ValueError("one of: " + ", ".join(values))
+        return raw
+
+    return parse
+
+
+def boolean(raw):
+    """yes or no."""
+    if raw not in ("yes", "no"):
+        raise ValueError("yes or no")
+    return raw == "yes"
+
+
+def integer(low, high, unit=""):
+    expected = f"a whole number{' of ' + unit if unit else ''} from {low} to {high}"
+
+    def parse(raw):
+        if not re.fullmatch(r"[0-9]{1,18}", raw) or not low <= int(raw) <= high:
+            raise ValueError(expected)
+        return int(raw)
+
+    return parse
+
+
+def _scaled(units, low, high, expected):
+    pattern = re.compile(r"([0-9]{1,18})\s*(" + "|".join(filter(None, units)) + ")?")
+
+    def parse(raw):
+        match = pattern.fullmatch(raw)
+        value = int(match[1]) * units[match[2] or ""] if match else -1
+        if not low <= value <= high:
+            raise ValueError(expected)
+        return value
+
+    return parse
+
+
+def size(low, high):
+    """Bytes; K, M and G are powers of 1024."""
+    units = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+    return _scaled(units, low, high, f"a number of bytes from {low} to {high}; K, M or G may follow")
+
+
+def duration(low, high):
+    """Seconds; s, m, h and d may follow."""
+    units = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+    return _scaled(units, low, high, f"a number of seconds from {low} to {high}; s, m, h or d may follow")
+
+
+def or_auto(parse):
+    """The value `parse` makes, or None for ``auto``."""
+
+    def with_auto(raw):
+        if raw == "auto":
+            return None
+        try:
+            return parse(raw)
+        except ValueError as error:
+            raise ValueError(f"auto, or {error}") from None
+
+    return with_auto
+
+
+def endpoint(raw):
+    """HOST, HOST:PORT, [IPV6] or [IPV6]:PORT as (host, port)."""
+    expected = "HOST[:PORT], with an IPv6 address in brackets, for example vpn.example.org:7443 or [2001:db8::1]:7443"
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([A-Za-z0-9._-]+|\*))(?::([0-9]{1,5}))?", raw)
+    if not match:
+        raise ValueError(expected)
+    port = int(match[3]) if match[3] else DEFAULT_PORT
+    if not 1 <= port <= 65535:
+        raise ValueError(expected)
+    if match[1]:
+        try:
+            ipaddress.IPv6Address(match[1])
+        except ValueError:
+            raise ValueError(expected) from None
+    return (match[1] or match[2], port)
+
+
+def network(version, longest):
+    cls = {4: ipaddress.IPv4Network, 6: ipaddress.IPv6Network}[version]
+    example = {4: "10.86.0.0/24", 6: "fd86:1:2:3::/64"}[version]
+    expected = f"an IPv{version} network with no host bits set, /{longest} or larger, for example {example}"
+
+    def parse(raw):
+        try:
+            value = cls(raw)
+        except ValueError:
+            raise ValueError(expected) from None
+        if value.prefixlen > longest or value.prefixlen < 8 or value.is_multicast or value.is_loopback:
+            raise ValueError(expected)
+        return value
+
+    return parse
+
+
+def device_name(raw):
+    """Up to 15 bytes: IFNAMSIZ - 1 of net/if.h; %d asks the kernel for the first free number."""
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,13}(%d)?", raw) or raw in (".", ".."):
+        raise ValueError("an interface name of at most 15 characters, for example bulk0 or bulk%d")
+    return raw
+
+
+def certificate_name(raw):
+    if not NAME.fullmatch(raw):
+        raise ValueError("a name of 1 to 64 letters, digits, dots, underscores and hyphens")
+    return raw
+
+
+def path(raw):
+    if not raw.startswith("/") or "\0" in raw:
+        raise ValueError("an absolute path")
+    return pathlib.Path(raw)
+
+
+_PEM = re.compile(r"\s*-----BEGIN [A-Z0-9 ]+-----\n[A-Za-z0-9+/=\s]+-----END [A-Z0-9 ]+-----\s*", re.MULTILINE)
+
+
+def pem(raw):
+    """PEM text between <key> and </key>, or the path of a file with it: (path or None, text or None)."""
+    if "-----BEGIN" in raw:
+        if not all(_PEM.fullmatch(part + "-----\n") for part in _pem_parts(raw)):
+            raise ValueError("PEM text, from -----BEGIN to -----END")
+        return (None, raw)
+    if not raw or "\n" in raw:
+        raise ValueError("the path of a PEM file, or PEM text between <NAME> and </NAME> lines")
+    return (pathlib.Path(raw), None)
+
+
+def _pem_parts(raw):
+    """Each PEM block up to its last dashes."""
+    blocks = re.split(r"(-----END [A-Z0-9 ]+)-----\s*", raw.strip() + "\n")
+    return ["".join(blocks[at : at + 2]) for at in range(0, len(blocks) - 1, 2)] or [""]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Option:
+    """One option: a key of the file and a flag.
+
+    parse: raw string to value, ValueError says what is right. default: raw string, or None if there is none.
+    role: the mode that knows it, None for both. repeat: may stand several times, the value is a tuple.
+    secret: the value never appears in a message. reload: how a change takes effect.
+    """
+
+    name: str
+    parse: Callable
+    default: str | None
+    metavar: str
+    group: str
+    help: str
+    role: str | None = None
+    repeat: bool = False
+    secret: bool = False
+
+    @property
+    def field(self):
+        return self.name.replace("-", "_")
+
+
+OPTIONS = (
+    Option("mode", choice("server", "client"), None, "server|client", "General",
+           "the role of this instance"),
+    Option("device", device_name, "bulk%d", "NAME", "General",
+           "name of the TUN device; %d becomes the first free number"),
+    Option("log-level", choice("debug", "info", "warning", "error"), "info", "LEVEL", "General",
+           "the least severe messages that are logged: debug, info, warning or error"),
+    Option("listen", endpoint, "[::]:7443", "ADDRESS[:PORT]", "Network",
+           "address and TCP port to accept connections on; [::] means all addresses, IPv4 too; may be repeated",
+           role="server", repeat=True),
+    Option("remote", endpoint, None, "HOST[:PORT]", "Network",
+           "the server to connect to; may be repeated, each is tried in turn",
+           role="client", repeat=True),
+    Option("pool-ipv4", network(4, 30), None, "NETWORK", "Network",
+           "addresses inside the tunnel: the server takes the first, each client leases one",
+           role="server"),
+    Option("pool-ipv6", network(6, 126), None, "NETWORK", "Network",
+           "IPv6 addresses inside the tunnel: the server takes the first, each client leases one",
+           role="server"),
+    Option("mtu", integer(1280, 65521, "bytes"), "1500", "BYTES", "Network",
+           "MTU of the TUN device; pushed to clients. The outer connection is a stream, so 1500 fits any path"),
+    Option("txqueuelen", integer(1, 100000, "packets"), "9000", "PACKETS", "Network",
+           "length of the transmit queue of the TUN device"),
+    Option("ca", pem, None, "PEM", "Identity",
+           "certificate of the authority that signed both ends: a path, or inline between <ca> and </ca>"),
+    Option("certificate", pem, None, "PEM", "Identity",
+           "certificate of this end: a path, or inline between <certificate> and </certificate>"),
+    Option("key", pem, None, "PEM", "Identity",
+           "private key of this end: a path, or inline between <key> and </key>; others must not be able to read it",
+           secret=True),
+    Option("server-name", certificate_name, "server", "NAME", "Identity",
+           "the name that the server's certificate must carry",
+           role="client"),
+    Option("connections", integer(1, 64, "connections"), "4", "N", "Performance",
+           "parallel TCP connections of a session; the smaller of the two ends' values counts"),
+    Option("workers", or_auto(integer(1, 64, "processes")), "auto", "N|auto", "Performance",
+           "worker processes; auto means one for each CPU, but not more than connections"),
+    Option("offload", boolean, "yes", "yes|no", "Performance",
+           "take super-packets of up to 64 KiB from the kernel and give them to it"),
+    Option("cipher", choice("auto", "aes-256-gcm", "chacha20-poly1305"), "auto", "CIPHER", "Performance",
+           "auto measures at start which of aes-256-gcm and chacha20-poly1305 is faster on this CPU; "
+           "otherwise the one to insist on"),
+    Option("frame-size", size(FRAME_SIZE_MIN, FRAME_SIZE_MAX), "256K", "BYTES", "Performance",
+           "largest bulk frame; the smaller of the two ends' values counts"),
+    Option("sndbuf", or_auto(size(16384, 1 << 28)), "auto", "BYTES|auto", "Performance",
+           "send buffer of each connection, pushed to clients; auto keeps the kernel's autotuning",
+           role="server"),
+    Option("rcvbuf", or_auto(size(16384, 1 << 28)), "auto", "BYTES|auto", "Performance",
+           "receive buffer of each connection, pushed to clients; auto keeps the kernel's autotuning",
+           role="server"),
+    Option("congestion", choice("bbr", "cubic", "system"), "bbr", "NAME", "Performance",
+           "TCP congestion control of the connections: bbr, cubic, or system for the host's default; "
+           "where the kernel lacks it, the host's default stays"),
+    Option("keepalive", duration(1, 3600), "5", "SECONDS", "Timing",
+           "a connection that has been silent for this long sends a PING; pushed to clients",
+           role="server"),
+    Option("keepalive-timeout", duration(2, 7200), "20", "SECONDS", "Timing",
+           "a connection from which nothing came for this long is dead; pushed to clients",
+           role="server"),
+    Option("handshake-timeout", duration(1, 120), "10", "SECONDS", "Timing",
+           "TLS handshake and HELLO must be done within this time, counted from accept or connect"),
+    Option("retry-max", duration(1, 3600), "30", "SECONDS", "Timing",
+           "longest pause before a lost connection is tried again; pauses double from half a second, with jitter",
+           role="client"),
+    Option("grace", duration(0, 86400), "30", "SECONDS", "Timing",
+           "how long a session lives without any connection",
+           role="server"),
+    Option("rekey-bytes", size(1 << 16, 1 << 36), "64G", "BYTES", "Timing",
+           "a direction of a connection gets its next key after this many bytes"),
+    Option("rekey-interval", duration(1, 86400), "15m", "SECONDS", "Timing",
+           "a direction of a connection gets its next key after this time"),
+    Option("max-handshakes", integer(1, 10000, "handshakes"), "64", "N", "Limits",
+           "connections that may be unauthenticated at the same time; more wait to be accepted",
+           role="server"),
+    Option("runtime-directory", path, None, "DIRECTORY", "Files",
+           "where the status socket lives; default $RUNTIME_DIRECTORY of systemd, else /run/bulkvpnd/NAME"),
+    Option("state-directory", path, None, "DIRECTORY", "Files",
+           "where leases are kept; default $STATE_DIRECTORY of systemd, else /var/lib/bulkvpnd/NAME"),
+)
+BY_NAME = {option.name: option for option in OPTIONS}
+GROUPS = tuple(dict.fromkeys(option.group for option in OPTIONS))
+
+Configuration = dataclasses.make_dataclass(
+    "Configuration",
+    [("name", str), ("path", pathlib.Path), *((option.field, object) for option in OPTIONS)],
+    frozen=True,
+    slots=True,
+    repr=False,
+)
+Configuration.__doc__ = """Every option's value, with the instance's name and the file it came from."""
+
+
+class FileParser(configargparse.ConfigFileParser):
+    """``key = value`` lines, ``#`` comments, and PEM text between ``<key>`` and ``</key>`` lines.
+
+    Remembers in `lines` where each key stood, {key: [line, ...]}, so that every later error can say it.
+    """
+
+    def __init__(self):
+        self.lines = {}
+
+    def get_syntax_description(self):
+        return "The file has lines of the form key = value; see bulkvpn.conf(5)."
+
+    def parse(self, stream):
+        """Returns {key: value or list of values}; raises ConfigurationError."""
+        items = OrderedDict()
+        lines = enumerate(stream, 1)
+        for number, line in lines:
+            where = f"{stream.name}:{number}"
+            line = line.strip()
+            if not line or line.startswith(("#", ";")):
+                continue
+            tag = re.fullmatch(r"<([a-z0-9-]+)>", line)
+            if tag:
+                key, value = tag[1], self._block(stream.name, number, tag[1], lines)
+            else:
+                key, equals, value = (part.strip() for part in line.partition("="))
+                if not equals:
+                    raise ConfigurationError(f"{where}: {_shown(line)}: not understood; write key = value")
+            option = BY_NAME.get(key)
+            if option is None:
+                raise ConfigurationError(f"{where}: {_shown(key)}: unknown option{_similar(key)}")
+            if key in items and not option.repeat:
+                raise ConfigurationError(
+                    f"{where}: {key}: given twice, first on line {self.lines[key][0]}; keep one of them"
+                )
+            self.lines.setdefault(key, []).append(number)
+            if option.repeat:
+                items.setdefault(key, []).append(value)
+            else:
+                items[key] = value
+        return items
+
+    @staticmethod
+    def _block(name, first, key, lines):
+        text = []
+        for _, line in lines:
+            if line.strip() == f"</{key}>":
+                return "".join(text)
+            text.append(line)
+        raise ConfigurationError(f"{name}:{first}: <{key}>: never closed; end the block with a line </{key}>")
+
+
+class Parser(configargparse.ArgumentParser):
+    """ConfigArgParse's parser, with errors raised instead of printed."""
+
+    def error(self, message):
+        raise ConfigurationError(f"{message}; see bulkvpnd --help", on_command_line=True)
+
+    def _open_config_files(self, args):
+        # Opened here and not by ConfigArgParse so that a credential of systemd can stand in for the file, and so
+        # that the owner and mode are checked on the descriptor that is read.
+        name = _config_argument(args)
+        return [open_configuration(pathlib.Path(name))] if name else []
+
+
+def _config_argument(args):
+    found = None
+    for at, arg in enumerate(args):
+        if arg in ("-c", "--config") and at + 1 < len(args):
+            found = args[at + 1]
+        elif arg.startswith("--config="):
+            found = arg.partition("=")[2]
+    return found
+
+
+def build_parser():
+    """The parser of bulkvpnd(8), from OPTIONS. Returns (parser, FileParser)."""
+    parser = Parser(
+        prog="bulkvpnd",
+        description="Bulk VPN daemon: moves packets in bulk over parallel TCP connections.",
+        epilog="The manual is bulkvpnd(8); every option can stand in the file too, see bulkvpn.conf(5).",
+        config_file_parser_class=FileParser,
+        add_config_file_help=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("-c", "--config", metavar="FILE", required=True, is_config_file_arg=True,
+                        help="configuration file, usually /etc/bulkvpn/NAME.conf")
+    parser.add_argument("--check", action="store_true", help="check the configuration and exit")
+    parser.add_argument("--version", action="version", version=f"bulkvpnd {__version__}")
+    for group in GROUPS:
+        section = parser.add_argument_group(group)
+        for option in (option for option in OPTIONS if option.group == group):
+            section.add_argument(
+                f"--{option.name}",
+                metavar=option.metavar,
+                action="append" if option.repeat else "store",
+                help=help_text(option).replace("%", "%%"),
+            )
+    return parser, parser._config_file_parser  # the only way to reach the instance that remembers the lines
+
+
+def help_text(option):
+    """The option's help with its role and default, as ``--help`` and the example files show it."""
+    notes = [f"{option.role} only"] if option.role else []
+    if option.default is not None:
+        notes.append(f"default {option.default}")
+    return option.help + (f" ({'; '.join(notes)})" if notes else "")
+
+
+def load(arguments):
+    """Reads the command line and the file it names.
+
+    arguments: list of str, without the program's name. Returns (Configuration, argparse.Namespace).
+    Raises ConfigurationError; SystemExit for --help and --version.
+    """
+    parser, file_parser = build_parser()
+    namespace = parser.parse_args(arguments, env_vars={})
+    file = pathlib.Path(namespace.config)
+    from_file = set()
+    for source, settings in parser.get_source_to_settings_dict().items():
+        if source.startswith("config_file"):
+            from_file.update(settings)
+    values = {}
+    for option in OPTIONS:
+        raw = getattr(namespace, option.field)
+        lines = file_parser.lines.get(option.name) if option.name in from_file else None
+        values[option.field] = _value(option, raw, file, lines)
+    configuration = Configuration(name=file.name.removesuffix(".conf"), path=file, **values)
+    _check_together(configuration, file, file_parser.lines, from_file, namespace)
+    return _with_directories(configuration), namespace
+
+
+def _value(option, raw, file, lines):
+    if raw is None:
+        if option.default is None:
+            return () if option.repeat else None
+        raw = [option.default] if option.repeat else option.default
+    parsed = []
+    for at, one in enumerate(raw if option.repeat else [raw]):
+        try:
+            parsed.append(option.parse(one))
+        except ValueError as error:
+            where = f"{file}:{lines[at]}: {option.name}" if lines else f"--{option.name}"
+            shown = "" if option.secret else f" = {_shown(one)}"
+            raise ConfigurationError(f"{where}{shown}: should be {error}", on_command_line=not lines) from None
+    return tuple(parsed) if option.repeat else parsed[0]
+
+
+def _check_together(configuration, file, lines, from_file, namespace):
+    """What single values cannot tell: the mode's needs, and pairs that contradict each other."""
+    mode = configuration.mode
+    if mode is None:
+        raise ConfigurationError(f"{file}: mode: missing; write mode = server or mode = client")
+    for option in OPTIONS:
+        if option.role not in (None, mode) and getattr(namespace, option.field) is not None:
+            in_file = option.name in from_file
+            where = f"{file}:{lines[option.name][0]}: {option.name}" if in_file else f"--{option.name}"
+            raise ConfigurationError(
+                f"{where}: is for mode = {option.role}, and this is mode = {mode}; take it out",
+                on_command_line=not in_file,
+            )
+    needed = {"server": ("ca", "certificate", "key"), "client": ("remote", "ca", "certificate", "key")}[mode]
+    for name in needed:
+        if not getattr(configuration, BY_NAME[name].field):
+            raise ConfigurationError(f"{file}: {name}: missing; mode = {mode} needs it, see bulkvpn.conf(5)")
+    if mode == "server" and not (configuration.pool_ipv4 or configuration.pool_ipv6):
+        raise ConfigurationError(f"{file}: pool-ipv4: missing; give pool-ipv4, pool-ipv6 or both")
+    if mode == "server" and configuration.keepalive_timeout <= configuration.keepalive:
+        raise ConfigurationError(
+            f"{file}: keepalive-timeout = {configuration.keepalive_timeout}: should be longer than "
+            f"keepalive = {configuration.keepalive}"
+        )
+
+
+def _with_directories(configuration):
+    def directory(value, variable, parent):
+        # systemd joins several directories with a colon; the unit gives one.
+        given = os.environ.get(variable, "").partition(":")[0]
+        return value or pathlib.Path(given or f"{parent}/{configuration.name}")
+
+    return dataclasses.replace(
+        configuration,
+        runtime_directory=directory(configuration.runtime_directory, "RUNTIME_DIRECTORY", "/run/bulkvpnd"),
+        state_directory=directory(configuration.state_directory, "STATE_DIRECTORY", "/var/lib/bulkvpnd"),
+    )
+
+
+def read_secret_file(file):
+    """Opens a file that may hold a private key, checked on the descriptor that is then read.
+
+    file: path. systemd's copy in $CREDENTIALS_DIRECTORY, if there is one of that name, is read in its place.
+    Returns a text stream whose name is `file`. Raises ConfigurationError with the command that mends it.
+    """
+    credentials = os.environ.get("CREDENTIALS_DIRECTORY")
+    source = pathlib.Path(credentials, file.name) if credentials else None
+    source = source if source and source.exists() else file
+    try:
+        descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        raise ConfigurationError(f"{file}: cannot be read: {error.strerror}") from None
+    with os.fdopen(descriptor, encoding="utf-8", errors="strict") as stream:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ConfigurationError(f"{file}: is not a regular file")
+        if status.st_size > MAX_FILE_SIZE:
+            raise ConfigurationError(f"{file}: has {status.st_size} bytes; at most {MAX_FILE_SIZE} are accepted")
+        try:
+            text = stream.read()
+        except (UnicodeDecodeError, OSError):
+            raise ConfigurationError(f"{file}: is not UTF-8 text") from None
+    if "PRIVATE KEY-----" in text:
+        if status.st_uid not in (0, os.geteuid()):
+            raise ConfigurationError(
+                f"{file}: holds a private key and belongs to user id {status.st_uid}; run: chown root {file}"
+            )
+        # A group may read, so that root:bulkvpnd 0640 works; nobody else, and only the owner may write.
+        if status.st_mode & 0o027:
+            raise ConfigurationError(
+                f"{file}: holds a private key and has mode {stat.S_IMODE(status.st_mode):04o}, "
+                f"so others can read or change it; run: chmod 600 {file}"
+            )
+    return text
+
+
+def open_configuration(file):
+    """The configuration as a text stream named after `file`; see read_secret_file."""
+    import io
+
+    stream = io.StringIO(read_secret_file(file))
+    stream.name = str(file)
+    return stream
+
+
+def pem_text(configuration, name):
+    """PEM text of the option `name` (ca, certificate or key), read from its file where it is not inline.
+
+    A relative path counts from the configuration's directory. Raises ConfigurationError.
+    """
+    file, text = getattr(configuration, BY_NAME[name].field)
+    if text is not None:
+        return text
+    file = configuration.path.parent / file
+    text = read_secret_file(file)
+    if "-----BEGIN" not in text:
+        raise ConfigurationError(f"{configuration.path}: {name} = {file}: has no PEM text")
+    return text
+
+
+def _shown(value):
+    """A value as a message shows it: on one line, escaped and cut."""
+    value = value.encode("unicode_escape").decode("ascii")
+    return value if len(value) <= 64 else value[:61] + "..."
+
+
+def _similar(key):
+    import difflib
+
+    near = difflib.get_close_matches(key, BY_NAME, n=1)
+    return f"; did you mean {near[0]}?" if near else "; see bulkvpn.conf(5)"

@@ -1,0 +1,1 @@
+"""The main process: privilege, private key and decisions."""

@@ -1,0 +1,1 @@
+"""What the daemon changes on the machine; the undo lies next to each change."""
