@@ -12,6 +12,7 @@ COMMANDS = {
     "pki": ("pki", "make the certificate authority, the server's and the clients' certificates"),
     "status": ("status", "show the sessions, connections and counters of running instances"),
     "demo": ("demo", "measure a tunnel between two network namespaces on this machine"),
+    "example": ("example", "print a commented configuration with every option"),
 }
 
 

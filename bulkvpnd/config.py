@@ -9,6 +9,7 @@ An error names file, line, key and value and says what would be right; the calle
 of sysexits.h(3)) for the file and 64 (EX_USAGE) for the command line, before anything on the machine is touched.
 """
 
+import argparse
 import dataclasses
 import ipaddress
 import os
@@ -43,7 +44,8 @@ class ConfigurationError(Exception):
     """
 
     def __init__(self, message, on_command_line=False):
-        super().__init__(message)
+        # Arguments and file names may hold control characters; the message stays one line.
+        super().__init__("".join(one if one.isprintable() else ascii(one)[1:-1] for one in message))
         self.on_command_line = on_command_line
 
 
@@ -152,7 +154,7 @@ def network(version, longest):
 
 def device_name(raw):
     """Up to 15 bytes: IFNAMSIZ - 1 of net/if.h; %d asks the kernel for the first free number."""
-    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,13}(%d)?", raw) or raw in (".", ".."):
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,15}|[A-Za-z0-9_.-]{1,13}%d", raw) or raw in (".", ".."):
         raise ValueError("an interface name of at most 15 characters, for example bulk0 or bulk%d")
     return raw
 
@@ -178,7 +180,7 @@ def pem(raw):
         if not all(_PEM.fullmatch(part + "-----\n") for part in _pem_parts(raw)):
             raise ValueError("PEM text, from -----BEGIN to -----END")
         return (None, raw)
-    if not raw or "\n" in raw:
+    if not raw or "\n" in raw or "\0" in raw:
         raise ValueError("the path of a PEM file, or PEM text between <NAME> and </NAME> lines")
     return (pathlib.Path(raw), None)
 
@@ -332,10 +334,12 @@ class FileParser(configargparse.ConfigFileParser):
             else:
                 key, equals, value = (part.strip() for part in line.partition("="))
                 if not equals:
-                    raise ConfigurationError(f"{where}: {_shown(line)}: not understood; write key = value")
+                    raise ConfigurationError(f"{where}: {_shown_line(line)}: not understood; write key = value")
+                if "-----BEGIN" in value:
+                    raise ConfigurationError(f"{where}: PEM text goes on lines of its own, between <key> and </key>")
             option = BY_NAME.get(key)
             if option is None:
-                raise ConfigurationError(f"{where}: {_shown(key)}: unknown option{_similar(key)}")
+                raise ConfigurationError(f"{where}: {_shown_line(key)}: unknown option{_similar(key)}")
             if key in items and not option.repeat:
                 raise ConfigurationError(
                     f"{where}: {key}: given twice, first on line {self.lines[key][0]}; keep one of them"
@@ -371,13 +375,12 @@ class Parser(configargparse.ArgumentParser):
 
 
 def _config_argument(args):
-    found = None
-    for at, arg in enumerate(args):
-        if arg in ("-c", "--config") and at + 1 < len(args):
-            found = args[at + 1]
-        elif arg.startswith("--config="):
-            found = arg.partition("=")[2]
-    return found
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    finder.add_argument("-c", "--config")
+    try:
+        return finder.parse_known_args(args)[0].config
+    except argparse.ArgumentError:
+        return None  # the parser proper says what is wrong
 
 
 def build_parser():
@@ -420,6 +423,9 @@ def load(arguments):
     arguments: list of str, without the program's name. Returns (Configuration, argparse.Namespace).
     Raises ConfigurationError; SystemExit for --help and --version.
     """
+    if "--" in arguments:
+        # ConfigArgParse would add the file's settings behind it, and argparse would then print them all, the key too.
+        raise ConfigurationError("--: there is nothing but options; see bulkvpnd --help", on_command_line=True)
     parser, file_parser = build_parser()
     namespace = parser.parse_args(arguments, env_vars={})
     file = pathlib.Path(namespace.config)
@@ -448,7 +454,7 @@ def _value(option, raw, file, lines):
             parsed.append(option.parse(one))
         except ValueError as error:
             where = f"{file}:{lines[at]}: {option.name}" if lines else f"--{option.name}"
-            shown = "" if option.secret else f" = {_shown(one)}"
+            shown = "" if option.secret or "PRIVATE KEY" in one else f" = {_shown(one)}"
             raise ConfigurationError(f"{where}{shown}: should be {error}", on_command_line=not lines) from None
     return tuple(parsed) if option.repeat else parsed[0]
 
@@ -505,10 +511,11 @@ def read_secret_file(file):
         descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
         raise ConfigurationError(f"{file}: cannot be read: {error.strerror}") from None
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise ConfigurationError(f"{file}: is not a regular file; give the file itself")
     with os.fdopen(descriptor, encoding="utf-8", errors="strict") as stream:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise ConfigurationError(f"{file}: is not a regular file")
         if status.st_size > MAX_FILE_SIZE:
             raise ConfigurationError(f"{file}: has {status.st_size} bytes; at most {MAX_FILE_SIZE} are accepted")
         try:
@@ -557,6 +564,11 @@ def _shown(value):
     """A value as a message shows it: on one line, escaped and cut."""
     value = value.encode("unicode_escape").decode("ascii")
     return value if len(value) <= 64 else value[:61] + "..."
+
+
+def _shown_line(text):
+    """Like `_shown`, but nothing of what may be a key that was pasted without its <key> line."""
+    return "(hidden)" if re.search(r"[A-Za-z0-9+/]{40}", text) else _shown(text)
 
 
 def _similar(key):

@@ -1,0 +1,330 @@
+"""The client: one dialler for each connection of its one session.
+
+    dialler 0 .. N-1, each for ever:
+        resolve --> connect --> TLS 1.3 --> HELLO --> WELCOME --> attach to worker i mod W --> wait until it ends --.
+           ^                                                                                                        |
+           '---- pause, doubling with jitter, back to the start after a connection that lived <--------------------'
+
+The first that gets through begins the session; the others join it. When the server does not know the session any
+more, all begin again.
+"""
+
+import itertools
+import logging
+import os
+import random
+import socket
+import time
+
+import gevent
+from gevent.event import AsyncResult, Event
+from gevent.lock import Semaphore
+
+from bulkvpnd.control import tls, transport
+from bulkvpnd.host import link
+from bulkvpnd.protocol import handshake, keys
+from bulkvpnd.protocol.errors import Refused, RemoteError
+
+log = logging.getLogger(__name__)
+
+PAUSE_MIN = 0.5
+"""Seconds before the first new try (choice)."""
+LIVED = 10.0
+"""Seconds after which a connection counts as one that worked: the next pause is short again (choice)."""
+SESSION_NUMBER = 1
+"""The worker's name for the session; a client has one at a time, and it always carries everything."""
+
+
+class Client:
+    """The role `mode = client`. on_ready(): called when the first connection carries traffic."""
+
+    def __init__(self, configuration, context, tun, ciphers, on_ready, on_failure):
+        self._configuration = configuration
+        self._context = context
+        self._tun = tun
+        self._ciphers = ciphers
+        self._on_ready = on_ready
+        self._on_failure = on_failure
+        self.workers = None
+        self._welcome = None  # of the present session; None while there is none
+        self._begin = Semaphore(1)
+        self._numbers = itertools.count(1)
+        self._connections = {}  # number: _Connection
+        self._greenlets = []
+        self._was_ready = False
+        self._was_up = False
+
+    def start(self):
+        log.info("device %s, %d workers, connecting to %s", self._tun.name, len(self.workers),
+                 ", ".join(transport.shown(remote) for remote in self._configuration.remote))
+        service_greenlets = [gevent.spawn(self._dial_forever, index) for index in range(self._configuration.connections)]
+        self._greenlets = service_greenlets
+
+    # One dialler
+
+    def _dial_forever(self, index):
+        pause = PAUSE_MIN
+        remotes = itertools.cycle(self._configuration.remote)
+        remote = next(remotes)
+        while True:
+            begun = time.monotonic()
+            try:
+                ended = self._dial(index, remote)
+                if ended:
+                    log.info("connection %d ended: %s", index, ended, extra={"CONNECTION": index, "REASON": ended,
+                                                                            "limited": True})
+            except Refused as refused:
+                retry = handshake.REFUSALS.get(refused.reason, True)
+                log.log(logging.INFO if retry else logging.ERROR, "connection %d: %s", index, refused,
+                        extra={"CONNECTION": index, "REASON": refused.reason, "limited": True})
+                if refused.reason == "session":
+                    continue
+            except gevent.Timeout:
+                self._failed(index, remote, f"no answer within {self._configuration.handshake_timeout} s")
+            except (RemoteError, OSError) as error:
+                self._failed(index, remote, getattr(error, "strerror", None) or str(error))
+            remote = next(remotes)
+            if time.monotonic() - begun > LIVED:
+                pause = PAUSE_MIN
+            # Jitter: a server that comes back must not meet all of its clients in the same instant.
+            gevent.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(2 * pause, self._configuration.retry_max)
+
+    @staticmethod
+    def _failed(index, remote, reason):
+        log.warning("connection %d to %s failed: %s", index, transport.shown(remote), reason,
+                    extra={"CONNECTION": index, "PEER": transport.shown(remote), "REASON": reason, "limited": True})
+
+    def _dial(self, index, remote):
+        """One connection from birth to death. Returns why it ended, None if it was never needed."""
+        if self._welcome is None:
+            # One dialler begins the session; the others wait here and join it.
+            with self._begin:
+                if self._welcome is None:
+                    connection = self._connect(index, remote)
+                else:
+                    connection = None
+            if connection is None:
+                return self._dial(index, remote)
+        else:
+            if index >= self._welcome.connections:
+                # The server wants fewer; wait for another session.
+                Event().wait()
+            connection = self._connect(index, remote)
+        return connection.ended.get()
+
+    def _connect(self, index, remote):
+        worker = index % len(self.workers)
+        if not self.workers.all[worker].ready.wait(10):
+            raise OSError(f"worker {worker} is not running")
+        sock = self._open(remote)
+        with sock:
+            with gevent.Timeout(self._configuration.handshake_timeout):
+                session = self._welcome
+                shake = tls.Handshake(sock, self._context, self._configuration.server_name)
+                shake.authenticate()
+                hello = self._hello(index, session)
+                encoded = handshake.encode(hello)
+                shake.send(encoded)
+                welcome_body = shake.receive_message()
+                try:
+                    welcome = handshake.Welcome.decode(welcome_body)
+                except Refused as refused:
+                    if refused.reason == "session" and self._welcome is session:
+                        self._welcome = None
+                    raise
+                self._check(welcome, hello, session)
+                head = shake.finish()
+            if session is not None and self._welcome is not session:
+                raise OSError("the session was replaced while this connection joined it")
+            secrets = keys.traffic_secrets(encoded[handshake.PREFIX_SIZE :], welcome_body, hello.random, welcome.random)
+            transport.set_buffers(sock, welcome.sndbuf, welcome.rcvbuf)
+            if session is None:
+                self._take(welcome)
+            return self._attach(sock, index, worker, welcome, secrets, head)
+
+    def _open(self, remote):
+        """A connected socket, of the first address of `remote` that answers. Raises OSError."""
+        host, port = remote
+        last = OSError("no address")
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except socket.gaierror as error:
+            raise OSError(f"{host}: {error.strerror}") from None
+        welcome = self._welcome
+        for family, kind, protocol, _, address in found:
+            sock = socket.socket(family, kind, protocol)
+            try:
+                transport.tune(sock, self._configuration, welcome and welcome.sndbuf, welcome and welcome.rcvbuf,
+                               welcome.keepalive_timeout if welcome else self._configuration.handshake_timeout)
+                sock.settimeout(self._configuration.handshake_timeout)
+                sock.connect(address)
+                sock.settimeout(None)
+                return sock
+            except OSError as error:
+                sock.close()
+                last = error
+        raise last
+
+    def _hello(self, index, session):
+        return handshake.Hello(
+            session=session and session.session,
+            token=session and session.token,
+            index=index,
+            random=os.urandom(keys.RANDOM_SIZE),
+            ciphers=self._ciphers,
+            connections=self._configuration.connections,
+            frame_size=self._configuration.frame_size,
+            offloads=self._tun.offloads,
+        )
+
+    def _check(self, welcome, hello, session):
+        """The server's answer against what was asked: what it pushes beyond that is not accepted."""
+        if (
+            welcome.cipher not in hello.ciphers
+            or welcome.index != hello.index
+            or welcome.connections > hello.connections
+            or welcome.frame_size > hello.frame_size
+            or session is not None
+            and (welcome.session != session.session or (welcome.ipv4, welcome.ipv6) != (session.ipv4, session.ipv6))
+        ):
+            raise RemoteError("handshake", "WELCOME: does not answer the HELLO")
+
+    def _take(self, welcome):
+        """A new session: the device gets its addresses."""
+        interfaces = [interface for interface in (welcome.ipv4, welcome.ipv6) if interface is not None]
+        try:
+            link.set_addresses(self._tun.name, interfaces)
+            link.set_mtu(self._tun.name, welcome.mtu)
+        except link.LinkError as error:
+            self._on_failure(str(error))
+            raise OSError(str(error)) from None
+        if self._tun.offloads and "tso" not in welcome.offloads:
+            log.info("the server takes no super-packets: packets go one by one, at a fraction of the speed")
+        self._welcome = welcome
+
+    def _attach(self, sock, index, worker, welcome, secrets, head):
+        connection = _Connection(next(self._numbers), index, worker, transport.shown(sock.getpeername()))
+        self._connections[connection.number] = connection
+        message = {
+            "type": "attach",
+            "connection": connection.number,
+            **self._described(),
+            "cipher": welcome.cipher,
+            "secret_in": secrets[keys.SERVER_TO_CLIENT].hex(),
+            "secret_out": secrets[keys.CLIENT_TO_SERVER].hex(),
+            "head": head.hex(),
+            "settings": {
+                "frame_size": welcome.frame_size,
+                "offloads": self._tun.offloads,
+                "peer_offloads": welcome.offloads,
+                "keepalive": welcome.keepalive,
+                "keepalive_timeout": welcome.keepalive_timeout,
+                "rekey_bytes": self._configuration.rekey_bytes,
+                "rekey_interval": self._configuration.rekey_interval,
+            },
+        }
+        if not self.workers.send(worker, message, [sock.fileno()]):
+            self._end(connection, f"worker {worker} is gone")
+        return connection
+
+    # What workers report
+
+    def established(self, number):
+        connection = self._connections.get(number)
+        if connection is None:
+            return
+        connection.is_live = True
+        self._announce()
+        if not self._was_up:
+            self._was_up = True
+            welcome = self._welcome
+            addresses = " and ".join(str(one.ip) for one in (welcome.ipv4, welcome.ipv6) if one)
+            log.info("connected to %s with %s, %d connections, cipher %s", connection.peer, addresses,
+                     welcome.connections, welcome.cipher, extra={"PEER": connection.peer})
+        if not self._was_ready:
+            self._was_ready = True
+            self._on_ready()
+
+    def closed(self, message, _worker):
+        connection = self._connections.get(message["connection"])
+        if connection is not None:
+            self._end(connection, message["reason"])
+            self._announce()
+
+    def worker_ready(self, index):
+        if self._welcome is not None:
+            self.workers.send(index, self._session_message())
+
+    def worker_lost(self, index):
+        for connection in [one for one in self._connections.values() if one.worker == index]:
+            self._end(connection, f"worker {index} is gone")
+        self._announce()
+
+    def _end(self, connection, reason):
+        self._connections.pop(connection.number, None)
+        connection.ended.set(reason)
+        if self._was_up and not any(one.is_live for one in self._connections.values()):
+            self._was_up = False
+            log.warning("no connection to the server is left; trying again")
+
+    # What workers are told
+
+    def _described(self):
+        return {"session": SESSION_NUMBER, "addresses": [], "any_address": True}
+
+    def _session_message(self):
+        workers = sorted({one.worker for one in self._connections.values() if one.is_live})
+        return {"type": "session", **self._described(), "workers": workers}
+
+    def _announce(self):
+        self.workers.broadcast(self._session_message())
+
+    def stop(self):
+        """Says goodbye to the server; at most two seconds."""
+        gevent.killall(self._greenlets, block=False)
+        for connection in list(self._connections.values()):
+            self.workers.send(connection.worker,
+                              {"type": "detach", "connection": connection.number, "reason": "shutdown"})
+        with gevent.Timeout(2, False):
+            while self._connections:
+                gevent.sleep(0.01)
+
+    # What is shown
+
+    def summary(self):
+        live = sum(one.is_live for one in self._connections.values())
+        if not live:
+            return "connecting"
+        return f"connected, {live} of {self._welcome.connections} connections"
+
+    def status(self, reported):
+        """reported: {connection number: what its worker says}."""
+        welcome = self._welcome
+        if welcome is None:
+            return {"addresses": [], "sessions": []}
+        session = {
+            "identity": self._configuration.server_name,
+            "session": SESSION_NUMBER,
+            "addresses": [str(one.ip) for one in (welcome.ipv4, welcome.ipv6) if one],
+            "cipher": welcome.cipher,
+            "offload": list(welcome.offloads),
+            "connections": [
+                {"index": one.index, "worker": one.worker, "peer": one.peer, **reported.get(one.number, {})}
+                for one in sorted(self._connections.values(), key=lambda one: one.index)
+                if one.is_live
+            ],
+        }
+        return {"addresses": [str(one) for one in (welcome.ipv4, welcome.ipv6) if one], "sessions": [session]}
+
+
+class _Connection:
+    """One connection that a worker has. ended: gets the reason when it is over."""
+
+    def __init__(self, number, index, worker, peer):
+        self.number = number
+        self.index = index
+        self.worker = worker
+        self.peer = peer
+        self.is_live = False
+        self.ended = AsyncResult()

@@ -1,0 +1,174 @@
+"""The main process from start to stop.
+
+    configuration, certificates  --wrong?-->  exit 78, nothing touched
+    TUN device, offload probe, link up        exit 77 without the privilege, 1 when the kernel refuses
+    workers, status socket
+    Server or Client                          READY=1 when the tunnel can carry traffic
+    SIGTERM, SIGINT                           CLOSE to the peers, workers ended, device gone, exit 0
+"""
+
+import datetime
+import logging
+import os
+import signal
+import sys
+import time
+
+import gevent
+from gevent.event import Event
+
+from bulkvpnd import __version__, config, pki, service
+from bulkvpnd.control import ciphers, tls
+from bulkvpnd.control.client import Client
+from bulkvpnd.control.server import Server
+from bulkvpnd.control.status import StatusSocket
+from bulkvpnd.control.workers import Workers
+from bulkvpnd.host import link
+from bulkvpnd.host.tun import Tun, TunError
+
+log = logging.getLogger(__name__)
+
+EXPIRY_WARNING_DAYS = 30
+STATUS_PERIOD = 5.0
+"""Seconds between two STATUS= lines for systemd (choice)."""
+_ROLES = {"server": Server, "client": Client}
+
+
+def run(configuration, check_only=False):
+    """Runs the daemon until it is stopped. Returns the exit status."""
+    try:
+        context, expiry = _check_identity(configuration)
+    except config.ConfigurationError as error:
+        print(f"bulkvpnd: {error}", file=sys.stderr)
+        return os.EX_CONFIG
+    if check_only:
+        print(f"{configuration.path}: good; the certificate is valid until {expiry:%Y-%m-%d}")
+        return os.EX_OK
+    service.set_up_logging(configuration.name, configuration.log_level)
+    # Stop signals count from here on; before the loop runs them they would end Python half-way through a change.
+    stop = Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        gevent.signal_handler(number, stop.set)
+    # No secret may reach a core file; systemd's unit says so too.
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    log.info("bulkvpnd %s, mode %s, certificate valid until %s", __version__, configuration.mode, f"{expiry:%Y-%m-%d}")
+    days = (expiry - datetime.datetime.now(datetime.timezone.utc)).days
+    if days < EXPIRY_WARNING_DAYS:
+        log.warning("the certificate expires in %d days; renew it", days)
+    try:
+        return Main(configuration, context, stop).run()
+    except (TunError, link.LinkError, OSError) as error:
+        log.error("%s", error)
+        return getattr(error, "exit_status", os.EX_NOPERM if isinstance(error, PermissionError) else 1)
+
+
+def _check_identity(configuration):
+    """Checks what TLS needs before anything is touched. Returns (SSLContext, expiry of the own certificate)."""
+    texts = [config.pem_text(configuration, name) for name in ("ca", "certificate", "key")]
+    try:
+        expiry = pki.check_own(*texts, configuration.mode, datetime.datetime.now(datetime.timezone.utc))
+    except pki.PKIError as error:
+        raise config.ConfigurationError(f"{configuration.path}: {error}") from None
+    return tls.make_context(configuration), expiry
+
+
+class Main:
+    """One running instance."""
+
+    def __init__(self, configuration, context, stop):
+        self._configuration = configuration
+        self._context = context
+        self._stop = stop
+        self._failure = None
+        self._started = time.time()
+
+    def run(self):
+        configuration = self._configuration
+        count = configuration.workers or min(len(os.sched_getaffinity(0)), configuration.connections)
+        self._tun = Tun.open(configuration.device, count)
+        role = workers = status = None
+        try:
+            link.bring_up(self._tun.name, configuration.mtu, configuration.txqueuelen)
+            self._probe_offload()
+            role = _ROLES[configuration.mode](configuration, self._context, self._tun, ciphers.offer(configuration),
+                                              self._on_ready, self._on_failure)
+            workers = role.workers = Workers(self._tun, configuration.frame_size, role)
+            workers.start()
+            status = StatusSocket(configuration.runtime_directory, lambda: self._status(role, workers))
+            status.start()
+            role.start()
+            gevent.spawn(self._watch, role, workers)
+            self._stop.wait()
+        finally:
+            service.notify(STOPPING=1)
+            if role:
+                role.stop()
+            if workers:
+                workers.stop()
+            if status:
+                status.stop()
+            self._tun.close()
+        if self._failure:
+            log.error("stopping: %s", self._failure)
+            return 1
+        log.info("stopped")
+        return os.EX_OK
+
+    def _probe_offload(self):
+        if not self._configuration.offload:
+            log.info("offload = no: packets go one by one, at a fraction of the speed")
+            return
+        why_not = self._tun.enable_offload()
+        if why_not:
+            log.warning("no offload, packets go one by one, at a fraction of the speed: %s", why_not)
+        else:
+            log.info("device %s: offload %s", self._tun.name, ", ".join(self._tun.offloads))
+
+    def _on_ready(self):
+        service.notify(READY=1)
+
+    def _on_failure(self, reason):
+        self._failure = reason
+        self._stop.set()
+
+    def _watch(self, role, workers):
+        """Signs of life: systemd's watchdog is fed only from a loop that runs and has its device."""
+        period = service.watchdog_period() or STATUS_PERIOD
+        shown = 0.0
+        while not self._stop.is_set():
+            now = time.monotonic()
+            workers.kill_silent(now)
+            if not self._tun.is_up():
+                self._on_failure(f"the TUN device {self._tun.name} was removed")
+                return
+            service.notify(WATCHDOG=1)
+            if now - shown >= STATUS_PERIOD:
+                service.notify(STATUS=role.summary())
+                shown = now
+            gevent.sleep(min(period, STATUS_PERIOD, 1.0))
+
+    def _status(self, role, workers):
+        """What `bulkvpnctl status` shows."""
+        reported = workers.status()
+        by_number = {
+            connection["connection"]: connection for worker in reported.values() for connection in worker["connections"]
+        }
+        return {
+            "instance": self._configuration.name,
+            "version": __version__,
+            "mode": self._configuration.mode,
+            "pid": os.getpid(),
+            "since": self._started,
+            "device": self._tun.name,
+            "offload": list(self._tun.offloads),
+            "workers": [
+                {name: value for name, value in worker.items() if name != "connections"} for worker in reported.values()
+            ],
+            "drops": {
+                cause: sum(worker["drops"].get(cause, 0) for worker in reported.values())
+                for cause in sorted({cause for worker in reported.values() for cause in worker["drops"]})
+            },
+            **role.status(by_number),
+        }

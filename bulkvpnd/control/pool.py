@@ -1,0 +1,110 @@
+"""The addresses of a server: one lease for each identity, kept across restarts.
+
+An identity has the same addresses as long as nobody else needs them: when all are leased, the one whose lease has been
+unused for the longest goes to the newcomer, and never one whose session is alive.
+"""
+
+import ipaddress
+import json
+import logging
+import os
+
+from bulkvpnd.protocol.errors import Refused
+
+log = logging.getLogger(__name__)
+
+LEASES_MAX = 65536
+"""Leases kept; the file stays below about 10 MiB (choice)."""
+
+
+class Pool:
+    """networks: (IPv4Network or None, IPv6Network or None). path: of the lease file.
+
+    The server's own addresses are the first of each network.
+    """
+
+    def __init__(self, networks, path):
+        self._networks = [network for network in networks if network is not None]
+        self._path = path
+        self._leases = {}  # identity: (number of the host within each network), oldest use first
+        self._in_use = {}  # identity: sessions that live
+        self._load()
+
+    @property
+    def _size(self):
+        """Numbers 2 … size: network and server addresses come first, the broadcast address of IPv4 last."""
+        hosts = [network.num_addresses - (1 if network.version == 4 else 0) for network in self._networks]
+        return min(*hosts, LEASES_MAX + 2) if len(hosts) > 1 else min(hosts[0], LEASES_MAX + 2)
+
+    @property
+    def server_interfaces(self):
+        """The server's address in each network, with its prefix length."""
+        return [self._interface(network, 1) for network in self._networks]
+
+    @staticmethod
+    def _interface(network, number):
+        return ipaddress.ip_interface(f"{network[number]}/{network.prefixlen}")
+
+    def lease(self, identity):
+        """The identity's addresses, {4: IPv4Interface, 6: IPv6Interface}. Raises Refused("pool") when all are in use."""
+        number = self._leases.pop(identity, None)
+        if number is None:
+            number = self._free_number()
+        self._leases[identity] = number
+        return {network.version: self._interface(network, number) for network in self._networks}
+
+    def _free_number(self):
+        taken = set(self._leases.values())
+        if len(taken) < self._size - 2:
+            return next(number for number in range(2, self._size) if number not in taken)
+        for identity in self._leases:
+            if not self._in_use.get(identity):
+                log.info("the pool is full; the lease of %s, unused for the longest, goes to another", identity,
+                         extra={"IDENTITY": identity})
+                return self._leases.pop(identity)
+        raise Refused("pool", "every address of the pool is in use")
+
+    def hold(self, identity):
+        """A session of this identity lives: nobody else gets its addresses. Each hold needs a release."""
+        self._in_use[identity] = self._in_use.get(identity, 0) + 1
+        self.save()
+
+    def release(self, identity):
+        left = self._in_use.get(identity, 0) - 1
+        if left > 0:
+            self._in_use[identity] = left
+        else:
+            self._in_use.pop(identity, None)
+
+    # The file: {"leases": {identity: number}}, oldest use first. Numbers and not addresses, so that a changed pool
+    # keeps everybody's place.
+
+    def _load(self):
+        try:
+            leases = json.loads(self._path.read_text(encoding="ascii"))["leases"]
+            valid = {
+                str(identity): number
+                for identity, number in leases.items()
+                if type(number) is int and 2 <= number < self._size
+            }
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            log.warning("%s: leases cannot be read (%s); clients may get other addresses than before",
+                        self._path, error.__class__.__name__)
+            return
+        seen = set()
+        for identity, number in valid.items():
+            if number not in seen:
+                seen.add(number)
+                self._leases[identity] = number
+
+    def save(self):
+        """Writes the leases, whole or not at all. A full disk costs the memory of leases, never the tunnel."""
+        temporary = self._path.with_suffix(".new")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            temporary.write_text(json.dumps({"leases": self._leases}), encoding="ascii")
+            os.replace(temporary, self._path)
+        except OSError as error:
+            log.warning("%s: leases cannot be written: %s", self._path, error.strerror, extra={"limited": True})

@@ -1,0 +1,310 @@
+"""The server: accepts, authenticates, and gives each connection to a worker.
+
+    accept --> TLS 1.3 --> HELLO --> session begun or joined --> WELCOME --> close_notify
+                                                                               |
+           worker <-- attach: socket and keys over the link <-----------------'
+             |
+             '--> established: first authentic frame --> routed, and what it replaces is closed
+"""
+
+import logging
+import os
+import time
+
+import gevent
+
+from bulkvpnd.control import tls, transport
+from bulkvpnd.control.listener import Listener
+from bulkvpnd.control.pool import Pool
+from bulkvpnd.control.session import Sessions
+from bulkvpnd.host import link
+from bulkvpnd.protocol import handshake, keys
+from bulkvpnd.protocol.errors import Refused, RemoteError
+from bulkvpnd.service import printable
+
+log = logging.getLogger(__name__)
+
+PENDING_SECONDS = 5.0
+"""Seconds that a connection may wait for its first authentic frame (choice)."""
+
+
+class Server:
+    """The role `mode = server`. on_ready(): called once. workers: set by the main process before start."""
+
+    def __init__(self, configuration, context, tun, ciphers, on_ready, on_failure):
+        self._configuration = configuration
+        self._context = context
+        self._tun = tun
+        self._ciphers = ciphers
+        self._on_ready = on_ready
+        self._stopping = False
+        self.workers = None
+        self._pool = Pool((configuration.pool_ipv4, configuration.pool_ipv6),
+                          configuration.state_directory / "leases.json")
+        self._listener = Listener(configuration.listen, configuration.max_handshakes, self._prepare, self._handle)
+        self._sessions = None
+
+    def start(self):
+        """Raises OSError or LinkError."""
+        configuration = self._configuration
+        self._sessions = Sessions(self._pool, configuration.grace, len(self.workers), PENDING_SECONDS)
+        link.set_addresses(self._tun.name, self._pool.server_interfaces)
+        self._listener.start()
+        gevent.spawn(self._tick_loop)
+        log.info("ready: device %s with %s, %d workers, cipher %s", self._tun.name,
+                 " and ".join(map(str, self._pool.server_interfaces)), len(self.workers), self._ciphers[0])
+        self._on_ready()
+
+    def _prepare(self, sock):
+        configuration = self._configuration
+        transport.tune(sock, configuration, configuration.sndbuf, configuration.rcvbuf, configuration.keepalive_timeout)
+
+    # One connection, from accept to its worker
+
+    def _handle(self, sock, address):
+        peer = transport.shown(address)
+        connection = None
+        try:
+            with sock:
+                with gevent.Timeout(self._configuration.handshake_timeout):
+                    connection = self._admit(sock, peer, address[0])
+        except gevent.Timeout:
+            self._turned_away(peer, "no complete handshake within %d s" % self._configuration.handshake_timeout)
+        except RemoteError as error:
+            self._turned_away(peer, str(error))
+        except OSError as error:
+            self._turned_away(peer, error.strerror or "the socket failed")
+
+    @staticmethod
+    def _turned_away(peer, reason):
+        log.warning("connection from %s turned away: %s", peer, reason,
+                    extra={"PEER": peer, "REASON": reason, "limited": True})
+
+    def _admit(self, sock, peer, source):
+        shake = tls.Handshake(sock, self._context)
+        identity = shake.authenticate()
+        hello_body = shake.receive_message()
+        try:
+            hello = handshake.Hello.decode(hello_body)
+            session = self._session_for(identity, hello, source)
+        except Refused as refused:
+            log.info("%s from %s refused: %s", identity, peer, refused,
+                     extra={"IDENTITY": identity, "PEER": peer, "REASON": refused.reason, "limited": True})
+            shake.send(handshake.encode(handshake.Refuse(refused.reason)))
+            shake.finish()
+            return
+        welcome = self._welcome(session, hello)
+        encoded = handshake.encode(welcome)
+        shake.send(encoded)
+        head = shake.finish()
+        secrets = keys.traffic_secrets(hello_body, encoded[handshake.PREFIX_SIZE :], hello.random, welcome.random)
+        self._attach(sock, session, hello, peer, secrets, head)
+
+    def _session_for(self, identity, hello, source):
+        if self._stopping:
+            raise Refused("shutdown", "the server is stopping")
+        if hello.session is not None:
+            session = self._sessions.join(identity, hello.session, hello.token, hello.index)
+            # The terms are the session's; a joining connection that could not keep them would break it later.
+            if session.terms["cipher"] not in hello.ciphers:
+                raise Refused("cipher", "the session's cipher is not offered")
+            return session
+        configuration = self._configuration
+        terms = {
+            "cipher": handshake.agree_cipher(self._ciphers, hello.ciphers),
+            "connections": min(configuration.connections, hello.connections),
+            "frame_size": min(configuration.frame_size, hello.frame_size),
+            "peer_offloads": hello.offloads,
+        }
+        if hello.index >= terms["connections"]:
+            raise RemoteError("handshake", "HELLO: index beyond the number of connections")
+        return self._sessions.begin(identity, os.urandom(handshake.SESSION_ID_SIZE), os.urandom(handshake.TOKEN_SIZE),
+                                    terms, source, time.monotonic())
+
+    def _welcome(self, session, hello):
+        configuration = self._configuration
+        return handshake.Welcome(
+            session=session.id,
+            token=session.token,
+            index=hello.index,
+            random=os.urandom(keys.RANDOM_SIZE),
+            cipher=session.terms["cipher"],
+            connections=session.terms["connections"],
+            frame_size=session.terms["frame_size"],
+            offloads=self._tun.offloads,
+            ipv4=session.interfaces.get(4),
+            ipv6=session.interfaces.get(6),
+            mtu=configuration.mtu,
+            sndbuf=configuration.sndbuf,
+            rcvbuf=configuration.rcvbuf,
+            keepalive=configuration.keepalive,
+            keepalive_timeout=configuration.keepalive_timeout,
+        )
+
+    def _attach(self, sock, session, hello, peer, secrets, head):
+        configuration = self._configuration
+        connection = self._sessions.add(session, hello.index, peer, time.monotonic())
+        message = {
+            "type": "attach",
+            "connection": connection.number,
+            **_described(session),
+            "cipher": session.terms["cipher"],
+            "secret_in": secrets[keys.CLIENT_TO_SERVER].hex(),
+            "secret_out": secrets[keys.SERVER_TO_CLIENT].hex(),
+            "head": head.hex(),
+            "settings": {
+                "frame_size": session.terms["frame_size"],
+                "offloads": self._tun.offloads,
+                "peer_offloads": session.terms["peer_offloads"],
+                "keepalive": configuration.keepalive,
+                "keepalive_timeout": configuration.keepalive_timeout,
+                "rekey_bytes": configuration.rekey_bytes,
+                "rekey_interval": configuration.rekey_interval,
+            },
+        }
+        if not self.workers.send(connection.worker, message, [sock.fileno()]):
+            # That worker is being replaced; the client comes again.
+            self._sessions.closed(connection.number, time.monotonic())
+
+    # What workers report
+
+    def established(self, number):
+        result = self._sessions.established(number)
+        if result is None:
+            return
+        connection, replaced, ended = result
+        session = connection.session
+        for other in replaced:
+            self._detach(other, "replaced")
+        self._forget(ended, "replaced")
+        self._announce(session)
+        if len(session.live_connections) == 1 and not replaced:
+            addresses = " and ".join(str(interface.ip) for interface in session.interfaces.values())
+            log.info("%s connected from %s with %s", session.identity, connection.peer, addresses,
+                     extra=_fields(connection))
+        log.debug("connection %d of %s is up on worker %d", connection.index, session.identity, connection.worker,
+                  extra=_fields(connection))
+
+    def closed(self, message, _worker):
+        connection = self._sessions.closed(message["connection"], time.monotonic())
+        if connection is None:
+            return
+        session = connection.session
+        level = logging.WARNING if message["blame"] == "peer" else logging.DEBUG if message["clean"] else logging.INFO
+        log.log(level, "connection %d of %s from %s ended: %s", connection.index, session.identity, connection.peer,
+                message["reason"], extra={**_fields(connection), "REASON": message["reason"], "limited": True})
+        self._announce(session)
+        if not session.connections and session.is_live:
+            log.info("%s has no connection left; its session ends in %d s", session.identity,
+                     self._configuration.grace, extra={"IDENTITY": session.identity, "SESSION": session.number})
+
+    def worker_ready(self, index):
+        """A worker that took another's place learns which sessions there are."""
+        for session in self._sessions or ():
+            if session.is_live:
+                self.workers.send(index, self._session_message(session))
+
+    def worker_lost(self, index):
+        now = time.monotonic()
+        touched = set()
+        for connection in [one for one in self._sessions.connections.values() if one.worker == index]:
+            self._sessions.closed(connection.number, now)
+            touched.add(connection.session)
+        for session in touched:
+            self._announce(session)
+
+    # What workers are told
+
+    def _session_message(self, session):
+        return {"type": "session", **_described(session), "workers": session.workers}
+
+    def _announce(self, session):
+        if session.is_live:
+            self.workers.broadcast(self._session_message(session))
+
+    def _forget(self, sessions, reason):
+        for session in sessions:
+            for connection in list(session.connections.values()):
+                self._detach(connection, reason)
+            self.workers.broadcast({"type": "forget", "session": session.number})
+
+    def _detach(self, connection, reason):
+        self.workers.send(connection.worker, {"type": "detach", "connection": connection.number, "reason": reason})
+
+    def _tick_loop(self):
+        while not self._stopping:
+            gevent.sleep(1)
+            now = time.monotonic()
+            for session in (expired := self._sessions.expire(now)):
+                if session.is_live:
+                    log.info("session of %s ended", session.identity,
+                             extra={"IDENTITY": session.identity, "SESSION": session.number})
+            self._forget(expired, "timeout")
+            for connection in list(self._sessions.connections.values()):
+                if not connection.is_live and now - connection.since > PENDING_SECONDS:
+                    self._detach(connection, "timeout")
+
+    def stop(self):
+        """Says goodbye to every client; at most two seconds."""
+        self._stopping = True
+        self._listener.stop()
+        if self._sessions is None:
+            return
+        for connection in list(self._sessions.connections.values()):
+            self._detach(connection, "shutdown")
+        with gevent.Timeout(2, False):
+            while self._sessions.connections:
+                gevent.sleep(0.01)
+
+    # What is shown
+
+    def summary(self):
+        sessions = [session for session in self._sessions if session.is_live]
+        connections = sum(len(session.live_connections) for session in sessions)
+        return f"{len(sessions)} sessions, {connections} connections"
+
+    def status(self, reported):
+        """reported: {connection number: what its worker says}."""
+        return {
+            "addresses": [str(interface) for interface in self._pool.server_interfaces],
+            "listen": [transport.shown(address) for address in self._configuration.listen],
+            "sessions": [
+                {
+                    "identity": session.identity,
+                    "session": session.number,
+                    "addresses": [str(interface.ip) for interface in session.interfaces.values()],
+                    "cipher": session.terms["cipher"],
+                    "offload": list(session.terms["peer_offloads"]),
+                    "age": round(time.monotonic() - session.since, 3),
+                    "connections": [
+                        {
+                            "index": connection.index,
+                            "worker": connection.worker,
+                            "peer": connection.peer,
+                            **reported.get(connection.number, {}),
+                        }
+                        for connection in sorted(session.live_connections, key=lambda one: one.index)
+                    ],
+                }
+                for session in self._sessions
+                if session.is_live
+            ],
+        }
+
+
+def _described(session):
+    return {
+        "session": session.number,
+        "addresses": [interface.ip.packed.hex() for interface in session.interfaces.values()],
+        "any_address": False,
+    }
+
+
+def _fields(connection):
+    return {
+        "IDENTITY": connection.session.identity,
+        "SESSION": connection.session.number,
+        "CONNECTION": connection.index,
+        "WORKER": connection.worker,
+        "PEER": printable(connection.peer),
+    }

@@ -1,0 +1,160 @@
+"""Sessions and their connections, as the main process of a server knows them. No sockets, no clock: time is passed in.
+
+    HELLO without session --> begin --> session pending --first authentic frame--> live --no connection--> grace
+    HELLO with session    --> join  --> connection pending --first authentic frame--> live          |
+                                                                                        ended <-----'
+
+Until a connection's first authentic frame has arrived it changes nothing: no route, no earlier connection, no earlier
+session of the same identity.
+"""
+
+import dataclasses
+import hmac
+import itertools
+
+from bulkvpnd.protocol.errors import Refused
+
+PENDING_MAX = 4
+"""Connections of a session that may wait for their first frame, beyond one for each index (choice)."""
+
+
+@dataclasses.dataclass(eq=False, slots=True)
+class Connection:
+    """One connection of a session. number: unique in this process. worker: index. peer: text. since: seconds."""
+
+    number: int
+    session: "Session"
+    index: int
+    worker: int
+    peer: str
+    since: float
+    is_live: bool = False
+
+
+@dataclasses.dataclass(eq=False, slots=True)
+class Session:
+    """What one identity has with the server.
+
+    id, token: bytes. interfaces: {4 | 6: ipaddress interface}. terms: what was agreed for all its connections (cipher,
+    frame_size, offloads, connections). offset: worker of its connection 0. idle_since: when its last connection went,
+    None while it has one.
+    """
+
+    number: int
+    identity: str
+    id: bytes
+    token: bytes = dataclasses.field(repr=False)
+    interfaces: dict
+    terms: dict
+    offset: int
+    since: float
+    idle_since: float | None
+    is_live: bool = False
+    connections: dict = dataclasses.field(default_factory=dict)  # number: Connection
+
+    @property
+    def live_connections(self):
+        return [connection for connection in self.connections.values() if connection.is_live]
+
+    @property
+    def workers(self):
+        """Indexes of the workers that have a live connection."""
+        return sorted({connection.worker for connection in self.live_connections})
+
+
+class Sessions:
+    """All sessions of a server. pool: of leases. grace: seconds that a session lives without a connection."""
+
+    def __init__(self, pool, grace, workers, max_pending_seconds):
+        self._pool = pool
+        self._grace = grace
+        self._workers = workers
+        self._max_pending_seconds = max_pending_seconds
+        self._numbers = itertools.count(1)
+        self._offsets = {}
+        self._by_id = {}
+        self.connections = {}
+
+    def __iter__(self):
+        return iter(list(self._by_id.values()))
+
+    def begin(self, identity, session_id, token, terms, source, now):
+        """A new session, pending. source: the connecting address, text, whose clients go round robin over the workers.
+
+        Raises Refused("pool").
+        """
+        interfaces = self._pool.lease(identity)
+        if len(self._offsets) > 4096:
+            self._offsets.clear()
+        offset = self._offsets.get(source, len(self._offsets)) % self._workers
+        self._offsets[source] = offset + 1
+        session = Session(next(self._numbers), identity, session_id, token, interfaces, terms, offset, now, now)
+        self._by_id[session.id] = session
+        self._pool.hold(identity)
+        return session
+
+    def join(self, identity, session_id, token, index):
+        """The session that a further connection names. Whatever is wrong is refused in the same way."""
+        session = self._by_id.get(session_id)
+        # Compared even when there is no such session, so that the answer takes the same time.
+        token_fits = hmac.compare_digest(session.token if session else bytes(len(token)), token)
+        if session is None or not token_fits or session.identity != identity or index >= session.terms["connections"]:
+            raise Refused("session", "no such session")
+        if sum(not connection.is_live for connection in session.connections.values()) >= (
+            session.terms["connections"] + PENDING_MAX
+        ):
+            raise Refused("busy", "too many connections of this session wait for their first frame")
+        return session
+
+    def add(self, session, index, peer, now):
+        """A connection whose handshake is done; it is pending. Returns it."""
+        worker = (session.offset + index) % self._workers
+        connection = Connection(next(self._numbers), session, index, worker, peer, now)
+        session.connections[connection.number] = connection
+        self.connections[connection.number] = connection
+        return connection
+
+    def established(self, number):
+        """The first authentic frame of connection `number` arrived.
+
+        Returns (connection, replaced connections, ended sessions), or None if it is gone already.
+        """
+        connection = self.connections.get(number)
+        if connection is None or connection.is_live:
+            return None
+        session = connection.session
+        replaced = [other for other in session.live_connections if other.index == connection.index]
+        ended = []
+        if not session.is_live:
+            session.is_live = True
+            ended = [other for other in self if other.identity == session.identity and other is not session]
+        connection.is_live = True
+        session.idle_since = None
+        return connection, replaced, [other for other in ended if self._end(other)]
+
+    def closed(self, number, now):
+        """Connection `number` ended. Returns it, or None if it was forgotten already."""
+        connection = self.connections.pop(number, None)
+        if connection is not None:
+            session = connection.session
+            session.connections.pop(number, None)
+            if not session.connections:
+                session.idle_since = now
+        return connection
+
+    def expire(self, now):
+        """Ends sessions without connection whose grace time is over. Returns them."""
+        over = [
+            session
+            for session in self
+            if session.idle_since is not None
+            and not session.connections
+            and now - session.idle_since >= (self._grace if session.is_live else self._max_pending_seconds)
+        ]
+        return [session for session in over if self._end(session)]
+
+    def _end(self, session):
+        if self._by_id.pop(session.id, None) is None:
+            return False
+        self._pool.release(session.identity)
+        return True

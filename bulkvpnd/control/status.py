@@ -1,0 +1,62 @@
+"""The status socket: one JSON line in, one JSON line out, then the end.
+
+    {"command": "status"}   -->   {"instance": …, "sessions": […], …}   or   {"error": "…"}
+"""
+
+import json
+import logging
+import os
+import socket
+
+import gevent
+from gevent.server import StreamServer
+
+log = logging.getLogger(__name__)
+
+SOCKET_NAME = "status.sock"
+REQUEST_MAX = 4096
+TIME_MAX = 5.0
+"""Seconds for one request (choice)."""
+
+
+class StatusSocket:
+    """Listens in the runtime directory, readable for its owner and group. report: () -> JSON-able object."""
+
+    def __init__(self, directory, report):
+        self._path = directory / SOCKET_NAME
+        self._commands = {"status": report}
+        self._server = None
+
+    def start(self):
+        """Raises OSError when the directory or the socket cannot be made."""
+        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
+        # One that a crash left behind; systemd keeps the directory over a restart.
+        self._path.unlink(missing_ok=True)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        mask = os.umask(0o117)
+        try:
+            sock.bind(str(self._path))
+        finally:
+            os.umask(mask)
+        sock.listen(8)
+        self._server = StreamServer(sock, self._answer, spawn=16)
+        self._server.start()
+
+    def _answer(self, sock, _address):
+        try:
+            with gevent.Timeout(TIME_MAX), sock, sock.makefile("rwb") as stream:
+                try:
+                    command = json.loads(stream.readline(REQUEST_MAX))["command"]
+                    report = self._commands[command]
+                except (ValueError, LookupError, TypeError):
+                    answer = {"error": f"unknown command; there is: {', '.join(self._commands)}"}
+                else:
+                    answer = report()
+                stream.write(json.dumps(answer).encode("ascii") + b"\n")
+        except (OSError, gevent.Timeout) as error:
+            log.debug("status socket: %s", error)
+
+    def stop(self):
+        if self._server:
+            self._server.stop(timeout=0)
+            self._path.unlink(missing_ok=True)

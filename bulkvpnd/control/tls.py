@@ -1,0 +1,133 @@
+"""TLS 1.3 on every connection: contexts, and the handshake over a plain gevent socket.
+
+`ssl.SSLObject` over two `MemoryBIO`s and not gevent's SSLSocket: gevent before 24.2.1, as in Debian 12, lacks the fix
+for CVE-2023-40217, by which bytes sent before the handshake could be read as if they were authenticated. Here no byte
+reaches a parser that did not come out of the SSLObject.
+"""
+
+import os
+import ssl
+
+from bulkvpnd import config, pki
+from bulkvpnd.protocol import handshake
+from bulkvpnd.protocol.errors import RemoteError
+
+_READ_SIZE = 16384
+"""Bytes; a TLS record is no larger (RFC 8446 section 5.1)."""
+
+
+def make_context(configuration):
+    """The SSLContext of this end, from the PEM texts of ca, certificate and key. Raises ConfigurationError."""
+    is_server = configuration.mode == "server"
+    # Bare: create_default_context() would trust the system's authorities and honour SSLKEYLOGFILE.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if is_server else ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.maximum_version = ssl.TLSVersion.TLSv1_3
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.verify_flags |= ssl.VERIFY_X509_STRICT
+    context.hostname_checks_common_name = False
+    context.set_alpn_protocols([handshake.ALPN])
+    if is_server:
+        context.num_tickets = 0
+    texts = {name: config.pem_text(configuration, name) for name in ("ca", "certificate", "key")}
+    try:
+        context.load_verify_locations(cadata=texts["ca"])
+    except (ssl.SSLError, ValueError) as error:
+        raise config.ConfigurationError(f"{configuration.path}: ca: not a certificate: {_reason(error)}") from None
+    # load_cert_chain takes paths only; a memory file keeps the key off the disk.
+    descriptor = os.memfd_create("certificate", os.MFD_CLOEXEC)
+    try:
+        data = (texts["certificate"].rstrip() + "\n" + texts["key"]).encode("ascii", "replace")
+        os.write(descriptor, data)
+        context.load_cert_chain(f"/proc/self/fd/{descriptor}", password=_no_password)
+    except (ssl.SSLError, ValueError) as error:
+        raise config.ConfigurationError(
+            f"{configuration.path}: certificate and key: cannot be used: {_reason(error)}"
+        ) from None
+    finally:
+        os.close(descriptor)
+    return context
+
+
+def _no_password():
+    raise ValueError("the key has a passphrase; a daemon cannot type it, remove it with: openssl pkey")
+
+
+def _reason(error):
+    return getattr(error, "reason", None) or str(error)
+
+
+class Handshake:
+    """TLS on one socket, from first byte to close_notify.
+
+    sock: gevent's. context: of make_context. server_name: for the client, the name that the server's certificate must
+    carry. All methods block cooperatively; the caller sets one deadline over all of them. They raise RemoteError for
+    what the peer did wrong and OSError for the socket.
+    """
+
+    def __init__(self, sock, context, server_name=None):
+        self._socket = sock
+        self._is_server = server_name is None
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(
+            self._incoming, self._outgoing, server_side=self._is_server, server_hostname=server_name
+        )
+
+    def authenticate(self):
+        """Does the TLS handshake. Returns the name in the peer's certificate."""
+        self._drive(self._tls.do_handshake)
+        certificate = self._tls.getpeercert(binary_form=True)
+        if self._tls.version() != "TLSv1.3" or not certificate:
+            raise RemoteError("tls", "TLS without version 1.3 or without a certificate")
+        if self._tls.selected_alpn_protocol() != handshake.ALPN:
+            raise RemoteError("tls", f"the peer does not speak {handshake.ALPN}")
+        try:
+            return pki.identity(certificate, "client" if self._is_server else "server")
+        except pki.PKIError as error:
+            raise RemoteError("certificate", f"the peer's certificate: {error}") from None
+
+    def send(self, data):
+        """data: an encoded message."""
+        self._drive(self._tls.write, data)
+
+    def receive_message(self):
+        """The JSON bytes of the next message."""
+        return self._receive(handshake.message_size(self._receive(handshake.PREFIX_SIZE)))
+
+    def _receive(self, size):
+        data = b""
+        while len(data) < size:
+            part = self._drive(self._tls.read, size - len(data))
+            if not part:
+                raise RemoteError("tls", "the peer ended TLS in the middle of a message")
+            data += part
+        return data
+
+    def finish(self):
+        """Exchanges close_notify. Returns the bytes that came behind it, which are bulk frames already."""
+        self._drive(self._tls.unwrap)
+        return self._incoming.read()
+
+    def _drive(self, operation, *arguments):
+        while True:
+            try:
+                result = operation(*arguments)
+            except ssl.SSLWantReadError:
+                self._flush()
+                data = self._socket.recv(_READ_SIZE)
+                if not data:
+                    raise RemoteError("tls", "the peer closed the connection during the handshake") from None
+                self._incoming.write(data)
+                continue
+            except ssl.SSLCertVerificationError as error:
+                self._flush()
+                raise RemoteError("certificate", f"the peer's certificate: {error.verify_message}") from None
+            except ssl.SSLError as error:
+                self._flush()
+                raise RemoteError("tls", f"TLS: {error.reason or 'failed'}") from None
+            self._flush()
+            return result
+
+    def _flush(self):
+        if self._outgoing.pending:
+            self._socket.sendall(self._outgoing.read())

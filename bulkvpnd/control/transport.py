@@ -1,0 +1,51 @@
+"""Options of the outer TCP sockets, and how they are shown."""
+
+import logging
+import socket
+
+log = logging.getLogger(__name__)
+
+NOTSENT_LOWAT = 128 * 1024
+"""Bytes that may wait unsent in the kernel: what waits, should wait where it can be controlled (DSVPN's value)."""
+SO_SNDBUFFORCE = 32
+SO_RCVBUFFORCE = 33
+TCP_NOTSENT_LOWAT = 25
+"""asm-generic/socket.h, linux/tcp.h; Python has no names for them."""
+
+
+def tune(sock, configuration, sndbuf, rcvbuf, timeout):
+    """Sets up a socket before it connects or listens; accepted sockets inherit all of it.
+
+    sndbuf, rcvbuf: bytes, or None for the kernel's autotuning. timeout: seconds that data may stay unacknowledged.
+    """
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, NOTSENT_LOWAT)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout * 1000)
+    if configuration.congestion != "system":
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, configuration.congestion.encode("ascii"))
+        except OSError as error:
+            log.debug("congestion = %s: %s; the host's default stays", configuration.congestion, error.strerror)
+    set_buffers(sock, sndbuf, rcvbuf)
+
+
+def set_buffers(sock, sndbuf, rcvbuf):
+    """sndbuf, rcvbuf: bytes, or None to leave them to the kernel."""
+    for size, force, plain in (
+        (sndbuf, SO_SNDBUFFORCE, socket.SO_SNDBUF),
+        (rcvbuf, SO_RCVBUFFORCE, socket.SO_RCVBUF),
+    ):
+        if size is None:
+            continue
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, force, size)
+        except PermissionError:
+            # Without CAP_NET_ADMIN the kernel caps the value at net.core.[rw]mem_max.
+            sock.setsockopt(socket.SOL_SOCKET, plain, size)
+
+
+def shown(address):
+    """A socket address as text: 192.0.2.1:7443 or [2001:db8::1]:7443; IPv4 that came over an IPv6 socket as IPv4."""
+    host, port = address[:2]
+    host = host.removeprefix("::ffff:") if "." in host else host
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,257 @@
+"""The worker processes: started, fed, watched, replaced.
+
+Each worker has a link (messages, descriptors), a queue of the TUN, and an inbox in which its siblings put packets that
+they cannot carry. The main process keeps all of them open, so that a worker that takes another's place finds the queue
+and the inbox where they were.
+"""
+
+import logging
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import gevent
+from gevent.event import AsyncResult, Event
+
+import bulkvpnd
+from bulkvpnd.workerlink import LinkClosed, WorkerLink
+
+log = logging.getLogger(__name__)
+
+SILENCE_MAX = 10.0
+"""Seconds without a sign of life after which a worker is replaced: it reports once a second (choice)."""
+RESTART_PAUSE = 0.2
+"""Seconds before the first restart; doubles to RESTART_PAUSE_MAX while a worker keeps dying (choice)."""
+RESTART_PAUSE_MAX = 5.0
+STOP_TIME = 2.0
+"""Seconds that a worker has for ending before it is killed (choice)."""
+
+
+class Worker:
+    """The main process's view of one worker. index: its number and its queue's."""
+
+    def __init__(self, index):
+        self.index = index
+        self.process = None
+        self.link = None
+        self.ready = Event()
+        self.alive_at = 0.0
+        self.started_at = 0.0
+        self.restarts = 0
+
+    @property
+    def pid(self):
+        return self.process.pid if self.process else None
+
+
+class Workers:
+    """All workers of an instance.
+
+    tun: host.tun.Tun, one queue each. frame_size: bytes. handler: has worker_ready(index), worker_lost(index),
+    established(number), closed(message, index).
+    """
+
+    def __init__(self, tun, frame_size, handler):
+        self._tun = tun
+        self._frame_size = frame_size
+        self._handler = handler
+        self._stopping = False
+        self._requests = {}
+        self._next_request = 0
+        self._inboxes = [
+            socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK) for _ in tun.descriptors
+        ]
+        self.all = [Worker(index) for index in range(len(tun.descriptors))]
+
+    def __len__(self):
+        return len(self.all)
+
+    def start(self):
+        """Starts all and waits until each is ready. Raises OSError when a worker cannot be started."""
+        for worker in self.all:
+            self._spawn(worker)
+        for worker in self.all:
+            if not worker.ready.wait(30):
+                raise OSError(f"worker {worker.index} did not start")
+
+    def _spawn(self, worker):
+        worker.link, theirs = WorkerLink.pair()
+        with theirs:
+            worker.process = subprocess.Popen(
+                [*_unprivileged(), sys.executable, *_interpreter_flags(), "-m", "bulkvpnd.dataplane",
+                 str(theirs.fileno())],
+                stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=_environment(), cwd="/",
+            )  # fmt: skip
+        worker.alive_at = worker.started_at = time.monotonic()
+        receiving, sending = self._inboxes[worker.index][1], [pair[0] for pair in self._inboxes]
+        worker.link.send(
+            {"type": "start", "index": worker.index, "workers": len(self.all), "frame_size": self._frame_size},
+            [self._tun.descriptors[worker.index], receiving.fileno()]
+            + [sock.fileno() for index, sock in enumerate(sending) if index != worker.index],
+        )
+        gevent.spawn(self._serve, worker, worker.link)
+
+    def _serve(self, worker, link):
+        try:
+            while True:
+                message, _ = link.receive()
+                worker.alive_at = time.monotonic()
+                self._MESSAGES[message["type"]](self, worker, message)
+        except LinkClosed:
+            if not self._stopping:
+                self._replace(worker)
+
+    def _replace(self, worker):
+        """A worker died: its connections are gone, its queue and its inbox are not."""
+        worker.ready.clear()
+        worker.link.close()
+        worker.process.kill()
+        status = worker.process.wait()
+        log.error("worker %d ended unexpectedly (%s); starting another", worker.index, _ending(status),
+                  extra={"WORKER": worker.index})
+        self._handler.worker_lost(worker.index)
+        lived = time.monotonic() - worker.started_at
+        worker.restarts = 0 if lived > 60 else worker.restarts + 1
+        gevent.sleep(min(RESTART_PAUSE * 2 ** max(0, worker.restarts - 1), RESTART_PAUSE_MAX))
+        if not self._stopping:
+            self._spawn(worker)
+
+    def _on_ready(self, worker, message):
+        worker.ready.set()
+        log.debug("worker %d runs as process %d", worker.index, worker.pid, extra={"WORKER": worker.index})
+        self._handler.worker_ready(worker.index)
+
+    def _on_alive(self, worker, message):
+        """Receiving anything is what counts."""
+
+    def _on_established(self, worker, message):
+        self._handler.established(message["connection"])
+
+    def _on_closed(self, worker, message):
+        self._handler.closed(message, worker.index)
+
+    def _on_bug(self, worker, message):
+        log.error("worker %d: internal error:\n%s", worker.index, message["traceback"],
+                  extra={"WORKER": worker.index, "limited": True})
+
+    def _on_status(self, worker, message):
+        waiting = self._requests.get((worker.index, message["request"]))
+        if waiting is None:
+            return
+        parts, result = waiting
+        parts.append(message)
+        if message["last"]:
+            result.set(parts)
+
+    _MESSAGES = {
+        "ready": _on_ready,
+        "alive": _on_alive,
+        "established": _on_established,
+        "closed": _on_closed,
+        "bug": _on_bug,
+        "status": _on_status,
+    }
+
+    def send(self, index, message, descriptors=()):
+        """Returns False when that worker is gone; whoever sent it then waits for worker_lost and worker_ready."""
+        worker = self.all[index]
+        if not worker.ready.is_set():
+            return False
+        try:
+            worker.link.send(message, descriptors)
+            return True
+        except LinkClosed:
+            return False
+
+    def broadcast(self, message):
+        for worker in self.all:
+            self.send(worker.index, message)
+
+    def kill_silent(self, now):
+        """Ends workers that gave no sign of life; they are then replaced like any that died. now: monotonic."""
+        for worker in self.all:
+            if worker.ready.is_set() and now - worker.alive_at > SILENCE_MAX:
+                log.error("worker %d is silent for %.0f s; ending it", worker.index, now - worker.alive_at,
+                          extra={"WORKER": worker.index})
+                worker.alive_at = now
+                worker.process.kill()
+
+    def status(self, seconds=2.0):
+        """What every worker says of itself: {index: {"pid", "ready", "drops", "counters", "connections"}}."""
+        self._next_request += 1
+        request = self._next_request
+        waiting = {(worker.index, request): ([], AsyncResult()) for worker in self.all}
+        self._requests.update(waiting)
+        for (index, _), (_, result) in waiting.items():
+            if not self.send(index, {"type": "status", "request": request}):
+                result.set([])
+        gevent.wait([result for _, result in waiting.values()], timeout=seconds)
+        for key in waiting:
+            del self._requests[key]
+        return {
+            index: self._reported(self.all[index], result.value or []) for (index, _), (_, result) in waiting.items()
+        }
+
+    @staticmethod
+    def _reported(worker, parts):
+        return {
+            "index": worker.index,
+            "pid": worker.pid,
+            "alive": worker.ready.is_set() and bool(parts),
+            "restarts": worker.restarts,
+            "drops": parts[-1]["drops"] if parts else {},
+            "counters": parts[-1]["counters"] if parts else {},
+            "connections": [connection for part in parts for connection in part["connections"]],
+        }
+
+    def stop(self):
+        """Ends all workers: closing the link is the order."""
+        self._stopping = True
+        for worker in self.all:
+            if worker.link:
+                # Shut down and not only closed: the greenlet that receives still holds the socket.
+                worker.link.shutdown()
+        deadline = time.monotonic() + STOP_TIME
+        for worker in self.all:
+            if worker.process is None:
+                continue
+            try:
+                worker.process.wait(timeout=max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                worker.process.kill()
+                worker.process.wait()
+        for pair in self._inboxes:
+            for sock in pair:
+                sock.close()
+
+
+def _ending(status):
+    if status < 0:
+        return f"killed by {signal.Signals(-status).name}"
+    return f"exit status {status}"
+
+
+def _interpreter_flags():
+    """Workers run like the main process: isolated where it is (-I), and never with the current directory in sys.path."""
+    return ["-I"] if sys.flags.isolated else ["-P"]
+
+
+def _environment():
+    """The least that Python needs, and where this very package is, for a main process that runs from a source tree."""
+    kept = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL", "TZ") if name in os.environ}
+    return {**kept, "PYTHONPATH": str(pathlib.Path(bulkvpnd.__file__).parent.parent)}
+
+
+def _unprivileged():
+    """What comes before the interpreter so that a worker has no capability: it never needs one.
+
+    setpriv(1) is part of util-linux, which is essential. Under the unit the capability is ambient and clearing the
+    ambient set is enough; for root only the bounding set keeps exec from giving everything back (capabilities(7)).
+    """
+    if os.geteuid() == 0:
+        return ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]
+    return ["setpriv", "--ambient-caps=-all", "--no-new-privs"]

@@ -1,0 +1,72 @@
+"""One queue of the TUN device: whole batches in, whole batches out.
+
+Offload lives behind this seam: an entry is what the kernel hands over, a packet or a super-packet with its
+virtio_net_hdr, and nothing above asks which. `host.tun` makes the device; here it is only read and written.
+"""
+
+import errno
+import os
+import struct
+
+from gevent import monkey
+
+from bulkvpnd.dataplane.frames import BATCH_PACKETS_MAX
+from bulkvpnd.protocol import frame, packet
+
+# The reader runs in a native thread, where gevent's cooperative poll would start a second hub.
+_poll = monkey.get_original("select", "poll")
+_POLLIN = 1  # poll(2)
+
+_LENGTH = struct.Struct(">I")
+_ROOM = frame.LENGTH_SIZE + packet.ENTRY_MAX
+
+
+class TunQueue:
+    """A queue that was opened by the main process.
+
+    descriptor: non-blocking, with IFF_VNET_HDR of 10 bytes.
+    """
+
+    def __init__(self, descriptor):
+        self._descriptor = descriptor
+        self._poll = _poll()
+        self._poll.register(descriptor, _POLLIN)
+
+    def wait(self, batch, seconds):
+        """Waits up to `seconds` for packets and reads the first batch. For a native thread: blocks without the hub."""
+        self._poll.poll(seconds * 1000)
+        return self.read_batch(batch)
+
+    def read_batch(self, batch):
+        """Appends the packets that are there now to the Frame `batch`, up to its size. Returns their number."""
+        descriptor, buffer, view, starts = self._descriptor, batch.buffer, batch.view, batch.starts
+        end, last = batch.end, batch.limit - _ROOM
+        before = len(starts)
+        readv, pack_into = os.readv, _LENGTH.pack_into
+        limit = before + BATCH_PACKETS_MAX
+        while end <= last and len(starts) < limit:
+            start = end + 4
+            try:
+                size = readv(descriptor, [view[start:]])
+            except OSError as error:
+                # EIO, EBADFD: the device is down or gone; the main process watches it and decides.
+                if error.errno in (errno.EAGAIN, errno.EIO, errno.EBADFD):
+                    break
+                raise
+            pack_into(buffer, end, size)
+            starts.append(start)
+            end = start + size
+        batch.end = end
+        return len(starts) - before
+
+    def write_batch(self, payload, spans):
+        """Writes the entries payload[start:end] of `spans`. Returns how many the kernel refused."""
+        descriptor, write = self._descriptor, os.write
+        refused = 0
+        for start, end in spans:
+            try:
+                write(descriptor, payload[start:end])
+            except OSError:
+                # EINVAL: a virtio_net_hdr that this kernel dislikes; EIO: the device is down; ENOMEM, ENOBUFS.
+                refused += 1
+        return refused

@@ -1,0 +1,69 @@
+"""Addresses, MTU and queue length of the TUN device, by netlink.
+
+All of it goes with the device, so there is nothing to undo.
+"""
+
+import errno
+import socket
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+IFA_F_NODAD = 0x02
+"""linux/if_addr.h: use the address at once; nobody else can have it on a point-to-point device."""
+IN6_ADDR_GEN_MODE_NONE = 1
+"""linux/if_link.h: no link-local address, whose traffic the far end would only drop."""
+
+
+class LinkError(Exception):
+    """The kernel refused; the message names device, value and reason."""
+
+
+def bring_up(name, mtu, txqueuelen):
+    """Sets MTU (bytes) and queue length (packets) of the device `name`, and its state to up. Raises LinkError."""
+    with IPRoute() as route:
+        index = _index(route, name)
+        _do(f"{name}: mtu {mtu}", route.link, "set", index=index, mtu=mtu)
+        _do(f"{name}: txqueuelen {txqueuelen}", route.link, "set", index=index, txqlen=txqueuelen)
+        try:
+            mode = {"attrs": [["IFLA_INET6_ADDR_GEN_MODE", IN6_ADDR_GEN_MODE_NONE]]}
+            route.link("set", index=index, IFLA_AF_SPEC={"attrs": [["AF_INET6", mode]]})
+        except NetlinkError:
+            # A kernel without IPv6: there is no link-local address to keep away.
+            pass
+        _do(f"{name}: up", route.link, "set", index=index, state="up")
+
+
+def set_addresses(name, interfaces):
+    """Makes `interfaces` (ipaddress interfaces, None is skipped) the only addresses of the device. Raises LinkError."""
+    wanted = {str(interface): interface for interface in interfaces if interface is not None}
+    with IPRoute() as route:
+        index = _index(route, name)
+        for message in list(route.get_addr(index=index)):
+            present = f"{message.get_attr('IFA_ADDRESS')}/{message['prefixlen']}"
+            if wanted.pop(present, None) is None:
+                route.addr("del", index=index, address=message.get_attr("IFA_ADDRESS"), mask=message["prefixlen"])
+        for text, interface in wanted.items():
+            options = {"family": socket.AF_INET6, "flags": IFA_F_NODAD} if interface.version == 6 else {}
+            _do(f"{name}: address {text}", route.addr, "add", index=index, address=str(interface.ip),
+                mask=interface.network.prefixlen, **options)
+
+
+def set_mtu(name, mtu):
+    with IPRoute() as route:
+        _do(f"{name}: mtu {mtu}", route.link, "set", index=_index(route, name), mtu=mtu)
+
+
+def _index(route, name):
+    found = route.link_lookup(ifname=name)
+    if not found:
+        raise LinkError(f"{name}: the device is gone")
+    return found[0]
+
+
+def _do(what, function, *arguments, **options):
+    try:
+        function(*arguments, **options)
+    except NetlinkError as error:
+        hint = {errno.EPERM: "; it needs root or CAP_NET_ADMIN", errno.EEXIST: "; it is there already"}
+        raise LinkError(f"{what}: {error.args[1] if len(error.args) > 1 else error}{hint.get(error.code, '')}") from None

@@ -1,0 +1,267 @@
+"""HELLO, WELCOME and REFUSE: length-prefixed JSON inside TLS.
+
+    client                                   server
+      |------------- TLS 1.3, mutual ----------|
+      | HELLO  ------------------------------->|  who joins what, and a random value
+      |<------------------- WELCOME or REFUSE  |  session, token, index, random value, what is pushed
+      |<------------ close_notify ------------>|
+      |====== bulk frames, both ways ==========|
+
+Each message is a 16-bit length and a JSON object of at most 16 KiB. A field that is missing or of the wrong type ends
+the connection; one that is unknown is ignored, so that a later version may add some.
+"""
+
+import dataclasses
+import ipaddress
+import json
+import re
+
+from bulkvpnd.protocol.aead import CIPHERS
+from bulkvpnd.protocol.errors import Refused, RemoteError
+from bulkvpnd.protocol.keys import RANDOM_SIZE
+from bulkvpnd.protocol.packet import OFFLOADS
+
+VERSION = 1
+ALPN = "bulkvpn/1"
+PREFIX_SIZE = 2
+MESSAGE_MAX = 16384
+"""Bytes of JSON in a message (choice: a WELCOME with hundreds of routes fits)."""
+SESSION_ID_SIZE = 16
+TOKEN_SIZE = 32
+CONNECTIONS_MAX = 64
+FRAME_SIZE_RANGE = (128 * 1024, 1024 * 1024)
+"""Bytes of payload that both ends may agree on; the smaller wish counts."""
+
+REFUSALS = {
+    # reason: may the client try the same again later?
+    "version": False,
+    "cipher": False,
+    "busy": True,
+    "pool": True,
+    "session": True,
+    "shutdown": True,
+}
+
+
+def encode(message):
+    """A message object as the bytes that go over the wire, with their length in front."""
+    body = json.dumps(message.to_json(), separators=(",", ":")).encode("ascii")
+    return len(body).to_bytes(PREFIX_SIZE, "big") + body
+
+
+def message_size(prefix):
+    """Bytes of JSON that follow the 2 bytes `prefix`. Raises RemoteError before anything is stored for them."""
+    size = int.from_bytes(prefix, "big")
+    if not 2 <= size <= MESSAGE_MAX:
+        raise RemoteError("handshake", f"a message of {size} bytes; 2 to {MESSAGE_MAX} are allowed")
+    return size
+
+
+def _object(body):
+    try:
+        fields = json.loads(bytes(body).decode("utf-8"))
+    # RecursionError: nesting as deep as 16 KiB of brackets.
+    except (ValueError, RecursionError):
+        raise RemoteError("handshake", "a message is not JSON") from None
+    if not isinstance(fields, dict):
+        raise RemoteError("handshake", "a message is not a JSON object")
+    return fields
+
+
+class _Fields:
+    """Typed access to a JSON object; whatever is wrong becomes a RemoteError that names the field, not the value."""
+
+    def __init__(self, message, fields):
+        self._message = message
+        self._fields = fields
+
+    def _wrong(self, name, expected):
+        return RemoteError("handshake", f"{self._message}: {name} should be {expected}")
+
+    def integer(self, name, low, high):
+        value = self._fields.get(name)
+        if type(value) is not int or not low <= value <= high:
+            raise self._wrong(name, f"a whole number from {low} to {high}")
+        return value
+
+    def optional_integer(self, name, low, high):
+        return None if self._fields.get(name) is None else self.integer(name, low, high)
+
+    def octets(self, name, size):
+        value = self._fields.get(name)
+        if not isinstance(value, str) or not re.fullmatch(f"[0-9a-f]{{{2 * size}}}", value):
+            raise self._wrong(name, f"{size} bytes in lower-case hexadecimal")
+        return bytes.fromhex(value)
+
+    def optional_octets(self, name, size):
+        return None if self._fields.get(name) is None else self.octets(name, size)
+
+    def word(self, name, known):
+        value = self._fields.get(name)
+        if not isinstance(value, str) or value not in known:
+            raise self._wrong(name, "one of " + ", ".join(known))
+        return value
+
+    def words(self, name, known, least=0):
+        """Known words of a list, in its order; unknown ones are for later versions and left out."""
+        value = self._fields.get(name)
+        if not isinstance(value, list) or len(value) > 64 or not all(isinstance(word, str) for word in value):
+            raise self._wrong(name, "a list of at most 64 words")
+        words = tuple(dict.fromkeys(word for word in value if word in known))
+        if len(words) < least:
+            raise self._wrong(name, "a list with one of " + ", ".join(known))
+        return words
+
+    def interface(self, name, version):
+        """An address with its prefix length, or None."""
+        value = self._fields.get(name)
+        if value is None:
+            return None
+        cls = {4: ipaddress.IPv4Interface, 6: ipaddress.IPv6Interface}[version]
+        try:
+            if not isinstance(value, str) or len(value) > 64 or "/" not in value:
+                raise ValueError
+            parsed = cls(value)
+        except ValueError:
+            raise self._wrong(name, f"an IPv{version} address and prefix length") from None
+        address = parsed.ip
+        if address.is_multicast or address.is_loopback or address.is_unspecified or getattr(address, "scope_id", None):
+            raise self._wrong(name, f"a unicast IPv{version} address and prefix length")
+        return parsed
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Hello:
+    """What a client says first. session, token: None to begin a session. random: 32 bytes. offloads: what this
+    end can take. frame_size: bytes."""
+
+    session: bytes | None
+    token: bytes | None = dataclasses.field(repr=False)
+    index: int
+    random: bytes = dataclasses.field(repr=False)
+    ciphers: tuple
+    connections: int
+    frame_size: int
+    offloads: tuple
+
+    def to_json(self):
+        return {
+            "version": VERSION,
+            "session": self.session and self.session.hex(),
+            "token": self.token and self.token.hex(),
+            "index": self.index,
+            "random": self.random.hex(),
+            "ciphers": list(self.ciphers),
+            "connections": self.connections,
+            "frame_size": self.frame_size,
+            "offload": list(self.offloads),
+        }
+
+    @classmethod
+    def decode(cls, body):
+        """body: the JSON bytes. Raises RemoteError, or Refused("version") for a version that this end lacks."""
+        fields = _Fields("HELLO", _object(body))
+        if fields.integer("version", 0, 1 << 31) != VERSION:
+            raise Refused("version", f"this end speaks version {VERSION} only")
+        session = fields.optional_octets("session", SESSION_ID_SIZE)
+        token = fields.optional_octets("token", TOKEN_SIZE)
+        if (session is None) != (token is None):
+            raise RemoteError("handshake", "HELLO: session and token go together")
+        return cls(
+            session=session,
+            token=token,
+            index=fields.integer("index", 0, CONNECTIONS_MAX - 1),
+            random=fields.octets("random", RANDOM_SIZE),
+            ciphers=fields.words("ciphers", tuple(CIPHERS)),
+            connections=fields.integer("connections", 1, CONNECTIONS_MAX),
+            frame_size=fields.integer("frame_size", *FRAME_SIZE_RANGE),
+            offloads=fields.words("offload", OFFLOADS),
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Welcome:
+    """The server's answer. ipv4, ipv6: the client's address with the pool's prefix length, or None. sndbuf, rcvbuf:
+    bytes, or None for the kernel's autotuning. keepalive, keepalive_timeout: seconds. frame_size, mtu: bytes."""
+
+    session: bytes
+    token: bytes = dataclasses.field(repr=False)
+    index: int
+    random: bytes = dataclasses.field(repr=False)
+    cipher: str
+    connections: int
+    frame_size: int
+    offloads: tuple
+    ipv4: ipaddress.IPv4Interface | None
+    ipv6: ipaddress.IPv6Interface | None
+    mtu: int
+    sndbuf: int | None
+    rcvbuf: int | None
+    keepalive: int
+    keepalive_timeout: int
+
+    def to_json(self):
+        return {
+            "message": "WELCOME",
+            "session": self.session.hex(),
+            "token": self.token.hex(),
+            "index": self.index,
+            "random": self.random.hex(),
+            "cipher": self.cipher,
+            "connections": self.connections,
+            "frame_size": self.frame_size,
+            "offload": list(self.offloads),
+            "ipv4": self.ipv4 and str(self.ipv4),
+            "ipv6": self.ipv6 and str(self.ipv6),
+            "mtu": self.mtu,
+            "sndbuf": self.sndbuf,
+            "rcvbuf": self.rcvbuf,
+            "keepalive": self.keepalive,
+            "keepalive_timeout": self.keepalive_timeout,
+        }
+
+    @classmethod
+    def decode(cls, body):
+        """body: the JSON bytes. Raises RemoteError, or Refused when the server sent REFUSE."""
+        fields = _Fields("WELCOME", _object(body))
+        if fields.word("message", ("WELCOME", "REFUSE")) == "REFUSE":
+            reason = fields.word("reason", tuple(REFUSALS))
+            raise Refused(reason, f"the server refuses: {reason}")
+        welcome = cls(
+            session=fields.octets("session", SESSION_ID_SIZE),
+            token=fields.octets("token", TOKEN_SIZE),
+            index=fields.integer("index", 0, CONNECTIONS_MAX - 1),
+            random=fields.octets("random", RANDOM_SIZE),
+            cipher=fields.word("cipher", tuple(CIPHERS)),
+            connections=fields.integer("connections", 1, CONNECTIONS_MAX),
+            frame_size=fields.integer("frame_size", *FRAME_SIZE_RANGE),
+            offloads=fields.words("offload", OFFLOADS),
+            ipv4=fields.interface("ipv4", 4),
+            ipv6=fields.interface("ipv6", 6),
+            mtu=fields.integer("mtu", 1280, 65521),
+            sndbuf=fields.optional_integer("sndbuf", 16384, 1 << 28),
+            rcvbuf=fields.optional_integer("rcvbuf", 16384, 1 << 28),
+            keepalive=fields.integer("keepalive", 1, 3600),
+            keepalive_timeout=fields.integer("keepalive_timeout", 2, 7200),
+        )
+        if welcome.ipv4 is None and welcome.ipv6 is None:
+            raise RemoteError("handshake", "WELCOME: has no address")
+        return welcome
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Refuse:
+    """reason: one of REFUSALS."""
+
+    reason: str
+
+    def to_json(self):
+        return {"message": "REFUSE", "reason": self.reason}
+
+
+def agree_cipher(preferred, offered):
+    """The first of the server's preference that the client offers. Raises Refused("cipher")."""
+    for cipher in preferred:
+        if cipher in offered:
+            return cipher
+    raise Refused("cipher", "no cipher in common")

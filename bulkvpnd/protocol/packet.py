@@ -1,0 +1,260 @@
+"""IP packets behind a virtio_net_hdr: checks, flows, and segmentation for an end without offload.
+
+An entry is a virtio_net_hdr and the packet that it describes, exactly as the kernel's TUN device reads and writes them
+(linux/virtio_net.h, native byte order on the machine; on the wire little-endian, see `VNET`):
+
+    flags u8 | gso_type u8 | hdr_len u16 | gso_size u16 | csum_start u16 | csum_offset u16
+"""
+
+import struct
+import zlib
+
+from bulkvpnd.protocol.errors import RemoteError
+from bulkvpnd.protocol.frame import LENGTH_SIZE
+
+VNET_SIZE = 10
+VNET = struct.Struct("<BBHHHH")
+"""Little-endian on the wire. The kernel's is native: on a big-endian machine host.tun asks for TUNSETVNETLE."""
+VNET_NONE = bytes(VNET_SIZE)
+
+# linux/virtio_net.h
+NEEDS_CSUM = 1
+DATA_VALID = 2
+GSO_NONE = 0
+GSO_TCPV4 = 1
+GSO_TCPV6 = 4
+GSO_UDP_L4 = 5
+GSO_ECN = 0x80
+
+PROTOCOL_TCP = 6
+PROTOCOL_UDP = 17
+_PORTS_FIRST = frozenset((PROTOCOL_TCP, PROTOCOL_UDP, 33, 132, 136))
+"""Protocols whose header opens with both ports: TCP, UDP, DCCP, SCTP, UDP-Lite (IANA protocol numbers)."""
+
+PACKET_MAX = 65535
+"""Bytes of the largest IPv4 packet, hence of a super-packet (RFC 791)."""
+ENTRY_MAX = VNET_SIZE + 40 + PACKET_MAX
+"""Bytes: the payload length of IPv6 does not count its 40-byte header (RFC 8200)."""
+SEGMENT_MIN = 48
+"""Bytes; Linux never goes below this MSS (TCP_MIN_SND_MSS), so it bounds the segments of a super-packet."""
+UDP_SEGMENTS_MAX = 128
+"""UDP_MAX_SEGMENTS of linux/udp.h since 6.9; earlier kernels have 64 and refuse more themselves."""
+
+OFFLOADS = ("csum", "tso", "uso")
+"""What an end can take from the other: packets without checksum, TCP super-packets, UDP super-packets."""
+_GSO_RULES = {
+    # gso_type: (IP version, protocol, csum_offset, smallest transport header, offload it needs)
+    GSO_TCPV4: (4, PROTOCOL_TCP, 16, 20, "tso"),
+    GSO_TCPV4 | GSO_ECN: (4, PROTOCOL_TCP, 16, 20, "tso"),
+    GSO_TCPV6: (6, PROTOCOL_TCP, 16, 20, "tso"),
+    GSO_TCPV6 | GSO_ECN: (6, PROTOCOL_TCP, 16, 20, "tso"),
+    GSO_UDP_L4: (None, PROTOCOL_UDP, 6, 8, "uso"),
+}
+
+_LENGTH = struct.Struct(">I")
+_U16 = struct.Struct(">H")
+
+
+def inspect(payload, size, offloads, sources, drops):
+    """Checks a DATA payload, packet by packet.
+
+    payload: read-only memoryview, size: bytes of it that count. offloads: names of OFFLOADS that this end announced. sources:
+    addresses that the sender may use, bytes of 4 or 16 each, or None for any. drops: counter by cause, raised here.
+    Returns (spans, segments): [(start, end)] of the entries to write, and how many packets of wire size they stand
+    for. Raises RemoteError when an entry's length or virtio_net_hdr is not what a kernel makes.
+    """
+    spans = []
+    segments = 0
+    at = 0
+    while at < size:
+        if size - at < LENGTH_SIZE:
+            raise RemoteError("length", "an entry is cut off")
+        (length,) = _LENGTH.unpack_from(payload, at)
+        start = at + LENGTH_SIZE
+        at = start + length
+        if not VNET_SIZE + 20 <= length <= ENTRY_MAX or at > size:
+            raise RemoteError("length", "an entry's length is wrong")
+        ip = start + VNET_SIZE
+        first = payload[ip]
+        if 0x45 <= first <= 0x4F:
+            whole = payload[ip + 2] << 8 | payload[ip + 3]
+            source = payload[ip + 12 : ip + 16]
+        elif first >> 4 == 6 and at - ip >= 40:
+            whole = 40 + (payload[ip + 4] << 8 | payload[ip + 5])
+            source = payload[ip + 8 : ip + 24]
+        else:
+            drops["not_ip"] += 1
+            continue
+        if whole != at - ip or (first & 15) * 4 > whole and first < 0x60:
+            drops["ip_length"] += 1
+            continue
+        # A read-only memoryview hashes and compares as its bytes do: nothing is copied to look it up.
+        if sources is not None and source not in sources:
+            drops["foreign_source"] += 1
+            continue
+        if payload[start : start + VNET_SIZE] == VNET_NONE:
+            segments += 1
+        else:
+            segments += _check_vnet(payload, start, ip, at, offloads)
+        spans.append((start, at))
+    return spans, segments
+
+
+def _check_vnet(payload, start, ip, end, offloads):
+    """Segments of a packet whose virtio_net_hdr is not empty; the rules are those of the kernel's
+    virtio_net_hdr_to_skb (linux/virtio_net.h), so that a write cannot fail for the header's sake."""
+    flags, gso_type, header, gso_size, csum_start, csum_offset = VNET.unpack_from(payload, start)
+    if flags & ~(NEEDS_CSUM | DATA_VALID):
+        raise RemoteError("vnet", "virtio_net_hdr: unknown flags")
+    size = end - ip
+    if flags & NEEDS_CSUM:
+        if "csum" not in offloads:
+            raise RemoteError("vnet", "virtio_net_hdr: checksum offload was not agreed")
+        if csum_start < 20 or csum_start + csum_offset + 2 > size:
+            raise RemoteError("vnet", "virtio_net_hdr: checksum outside the packet")
+    if gso_type == GSO_NONE:
+        return 1
+    rule = _GSO_RULES.get(gso_type)
+    if rule is None:
+        raise RemoteError("vnet", "virtio_net_hdr: unknown type of super-packet")
+    version, protocol, offset, transport, offload = rule
+    if offload not in offloads:
+        raise RemoteError("vnet", "virtio_net_hdr: this type of super-packet was not agreed")
+    actual = payload[ip] >> 4
+    if (
+        not flags & NEEDS_CSUM
+        or csum_offset != offset
+        or csum_start + transport > size
+        or header > size
+        or version not in (None, actual)
+        or csum_start < (40 if actual == 6 else 20)
+        or payload[ip + (6 if actual == 6 else 9)] != protocol
+        and (actual == 4 or csum_start == 40)
+    ):
+        raise RemoteError("vnet", "virtio_net_hdr: does not fit its packet")
+    if protocol == PROTOCOL_TCP:
+        transport = (payload[ip + csum_start + 12] >> 4) * 4
+        if transport < 20 or csum_start + transport > size:
+            raise RemoteError("vnet", "virtio_net_hdr: does not fit its packet")
+    data = size - csum_start - transport
+    segments = -(-data // gso_size) if gso_size else 0
+    if gso_size == 0 or (
+        segments > UDP_SEGMENTS_MAX if protocol == PROTOCOL_UDP else gso_size < SEGMENT_MIN and data > gso_size
+    ):
+        raise RemoteError("vnet", "virtio_net_hdr: segment size out of range")
+    return max(1, segments)
+
+
+def segment_count(buffer, start, end):
+    """Packets of wire size that an entry of our own kernel stands for."""
+    gso_size = buffer[start + 4] | buffer[start + 5] << 8
+    if not gso_size:
+        return 1
+    return max(1, -(-(end - start - VNET_SIZE - (buffer[start + 2] | buffer[start + 3] << 8)) // gso_size))
+
+
+def flow_hash(buffer, ip, end):
+    """A number that is the same for every packet of a flow and for both of its directions.
+
+    buffer[ip:end] is an IP packet. Ports count only where every packet of the flow shows them: fragments of a
+    datagram and the protocols without ports are told apart by their addresses alone.
+    """
+    version = buffer[ip] >> 4
+    if version == 4 and end - ip >= 20:
+        source, destination = bytes(buffer[ip + 12 : ip + 16]), bytes(buffer[ip + 16 : ip + 20])
+        protocol = buffer[ip + 9]
+        ports = ip + (buffer[ip] & 15) * 4
+        if (buffer[ip + 6] & 0x3F) | buffer[ip + 7]:  # RFC 791: more fragments, or not the first
+            protocol = 0
+    elif version == 6 and end - ip >= 40:
+        source, destination = bytes(buffer[ip + 8 : ip + 24]), bytes(buffer[ip + 24 : ip + 40])
+        protocol = buffer[ip + 6]
+        ports = ip + 40
+    else:
+        return 0
+    if protocol in _PORTS_FIRST and ports + 4 <= end:
+        source += bytes(buffer[ports : ports + 2])
+        destination += bytes(buffer[ports + 2 : ports + 4])
+    low, high = (source, destination) if source <= destination else (destination, source)
+    return zlib.crc32(high, zlib.crc32(low))
+
+
+def rendezvous(flow, numbers):
+    """The member of `numbers` (non-empty, ints) that carries `flow`.
+
+    Highest random weight (Thaler and Ravishankar 1998): when a number goes, only its flows move, evenly over the rest.
+    """
+    return max(numbers, key=lambda number: (zlib.crc32(_LENGTH.pack(number & 0xFFFFFFFF), flow), number))
+
+
+def plain_packets(buffer, start, end, offloads):
+    """What to send instead of an entry to an end that lacks offload: [packet], bytes each, no virtio_net_hdr.
+
+    The entry comes from our own kernel. Checksums are completed and super-packets split as the kernel would
+    (RFC 793, 3168: CWR on the first only, FIN and PSH on the last only; RFC 768: a UDP checksum of 0 is sent as
+    0xFFFF). Returns None when the entry may go as it is.
+    """
+    flags, gso_type, _, gso_size, csum_start, csum_offset = VNET.unpack_from(buffer, start)
+    rule = _GSO_RULES.get(gso_type)
+    if rule is None:
+        if not flags & NEEDS_CSUM or "csum" in offloads:
+            return None
+        packet = bytearray(buffer[start + VNET_SIZE : end])
+        _complete_checksum(packet, csum_start, csum_offset)
+        return [packet]
+    if rule[4] in offloads:
+        return None
+    return _segments(bytes(buffer[start + VNET_SIZE : end]), gso_size, csum_start, csum_offset)
+
+
+def _segments(packet, gso_size, transport, csum_offset):
+    version = packet[0] >> 4
+    is_tcp = csum_offset == 16
+    header_size = transport + ((packet[transport + 12] >> 4) * 4 if is_tcp else 8)
+    header, data = packet[:header_size], packet[header_size:]
+    identification = _U16.unpack_from(packet, 4)[0]
+    sequence = int.from_bytes(packet[transport + 4 : transport + 8], "big")
+    packets = []
+    pieces = range(0, max(len(data), 1), gso_size)
+    for number, at in enumerate(pieces):
+        one = bytearray(header + data[at : at + gso_size])
+        if version == 4:
+            _U16.pack_into(one, 2, len(one))
+            _U16.pack_into(one, 4, (identification + number) & 0xFFFF)
+            one[10:12] = b"\0\0"
+            _U16.pack_into(one, 10, _checksum(one[:transport]))
+        else:
+            _U16.pack_into(one, 4, len(one) - 40)
+        if is_tcp:
+            one[transport + 4 : transport + 8] = ((sequence + at) & 0xFFFFFFFF).to_bytes(4, "big")
+            if number:
+                one[transport + 13] &= ~0x80 & 0xFF  # CWR
+            if number < len(pieces) - 1:
+                one[transport + 13] &= ~0x09 & 0xFF  # FIN, PSH
+        else:
+            _U16.pack_into(one, transport + 4, len(one) - transport)
+        addresses = one[12:20] if version == 4 else one[8:40]
+        pseudo = addresses + struct.pack(">II", PROTOCOL_TCP if is_tcp else PROTOCOL_UDP, len(one) - transport)
+        field = transport + csum_offset
+        one[field : field + 2] = b"\0\0"
+        _put_checksum(one, field, _checksum(pseudo + one[transport:]))
+        packets.append(one)
+    return packets
+
+
+def _complete_checksum(packet, csum_start, csum_offset):
+    """The kernel left the sum of the pseudo header in the field; sum from csum_start on (linux/skbuff.h)."""
+    if csum_start + csum_offset + 2 <= len(packet):
+        _put_checksum(packet, csum_start + csum_offset, _checksum(packet[csum_start:]))
+
+
+def _put_checksum(packet, field, value):
+    _U16.pack_into(packet, field, value or 0xFFFF)
+
+
+def _checksum(data):
+    """RFC 1071. A big-endian number modulo 2^16 - 1 is the ones' complement sum of its 16-bit words."""
+    if len(data) % 2:
+        data = bytes(data) + b"\0"
+    return ~(int.from_bytes(data, "big") % 0xFFFF) & 0xFFFF
+
