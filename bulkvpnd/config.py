@@ -310,10 +310,12 @@ Configuration.__doc__ = """Every option's value, with the instance's name and th
 class FileParser(configargparse.ConfigFileParser):
     """``key = value`` lines, ``#`` comments, and PEM text between ``<key>`` and ``</key>`` lines.
 
-    Remembers in `lines` where each key stood, {key: [line, ...]}, so that every later error can say it.
+    name: the file, for messages. Remembers in `lines` where each key stood, {key: [line, ...]}, so that every later
+    error can say it.
     """
 
     def __init__(self):
+        self.name = ""
         self.lines = {}
 
     def get_syntax_description(self):
@@ -324,13 +326,13 @@ class FileParser(configargparse.ConfigFileParser):
         items = OrderedDict()
         lines = enumerate(stream, 1)
         for number, line in lines:
-            where = f"{stream.name}:{number}"
+            where = f"{self.name}:{number}"
             line = line.strip()
             if not line or line.startswith(("#", ";")):
                 continue
             tag = re.fullmatch(r"<([a-z0-9-]+)>", line)
             if tag:
-                key, value = tag[1], self._block(stream.name, number, tag[1], lines)
+                key, value = tag[1], self._block(number, tag[1], lines)
             else:
                 key, equals, value = (part.strip() for part in line.partition("="))
                 if not equals:
@@ -351,14 +353,13 @@ class FileParser(configargparse.ConfigFileParser):
                 items[key] = value
         return items
 
-    @staticmethod
-    def _block(name, first, key, lines):
+    def _block(self, first, key, lines):
         text = []
         for _, line in lines:
             if line.strip() == f"</{key}>":
                 return "".join(text)
             text.append(line)
-        raise ConfigurationError(f"{name}:{first}: <{key}>: never closed; end the block with a line </{key}>")
+        raise ConfigurationError(f"{self.name}:{first}: <{key}>: never closed; end the block with a line </{key}>")
 
 
 class Parser(configargparse.ArgumentParser):
@@ -366,12 +367,6 @@ class Parser(configargparse.ArgumentParser):
 
     def error(self, message):
         raise ConfigurationError(f"{message}; see bulkvpnd --help", on_command_line=True)
-
-    def _open_config_files(self, args):
-        # Opened here and not by ConfigArgParse so that a credential of systemd can stand in for the file, and so
-        # that the owner and mode are checked on the descriptor that is read.
-        name = _config_argument(args)
-        return [open_configuration(pathlib.Path(name))] if name else []
 
 
 def _config_argument(args):
@@ -427,8 +422,13 @@ def load(arguments):
         # ConfigArgParse would add the file's settings behind it, and argparse would then print them all, the key too.
         raise ConfigurationError("--: there is nothing but options; see bulkvpnd --help", on_command_line=True)
     parser, file_parser = build_parser()
-    namespace = parser.parse_args(arguments, env_vars={})
-    file = pathlib.Path(namespace.config)
+    # Read here and not by ConfigArgParse so that a credential of systemd can stand in for the file, and so that the
+    # owner and mode are checked on the descriptor that is read.
+    name = _config_argument(arguments)
+    file = file_parser.name = pathlib.Path(name or "")
+    informs = {"-h", "--help", "--version"} & set(arguments)
+    text = read_secret_file(file) if name and not informs else ""
+    namespace = parser.parse_args(arguments, config_file_contents=text, env_vars={})
     from_file = set()
     for source, settings in parser.get_source_to_settings_dict().items():
         if source.startswith("config_file"):
@@ -502,7 +502,7 @@ def read_secret_file(file):
     """Opens a file that may hold a private key, checked on the descriptor that is then read.
 
     file: path. systemd's copy in $CREDENTIALS_DIRECTORY, if there is one of that name, is read in its place.
-    Returns a text stream whose name is `file`. Raises ConfigurationError with the command that mends it.
+    Returns its text. Raises ConfigurationError with the command that mends it.
     """
     credentials = os.environ.get("CREDENTIALS_DIRECTORY")
     source = pathlib.Path(credentials, file.name) if credentials else None

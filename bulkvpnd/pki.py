@@ -246,15 +246,11 @@ def _public_bytes(key):
     return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
-def _blocks(pem, label):
-    # Only the blocks of one label: `openssl ecparam -genkey` writes EC PARAMETERS in front of the key. And cut here,
-    # because load_pem_x509_certificates is in cryptography from 39 on.
-    return re.findall(f"-----BEGIN {label}-----.+?-----END {label}-----", pem, re.DOTALL)
-
-
 def _certificates(what, pem):
+    # Cut here, because load_pem_x509_certificates is in cryptography from 39 on.
+    blocks = re.findall("-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", pem, re.DOTALL)
     try:
-        found = [x509.load_pem_x509_certificate(block.encode()) for block in _blocks(pem, "CERTIFICATE")]
+        found = [x509.load_pem_x509_certificate(block.encode()) for block in blocks]
         for certificate in found:
             certificate.public_key()
             validity(certificate)
@@ -268,9 +264,8 @@ def _certificates(what, pem):
 
 
 def _private_key(what, pem):
-    blocks = _blocks(pem, "[A-Z0-9 ]*PRIVATE KEY")
     try:
-        return serialization.load_pem_private_key("".join(blocks[:1]).encode(), password=None)
+        return serialization.load_pem_private_key(pem.encode(), password=None)
     except TypeError:
         raise PKIError(
             f"{what}: is encrypted and there is nobody to ask for the passphrase; "

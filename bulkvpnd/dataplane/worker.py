@@ -73,7 +73,7 @@ class Worker:
         self._link = link
         self.connections = {}
         self.drops = collections.Counter(dict.fromkeys(DROPS, 0))
-        self.counters = collections.Counter(batches=0, packets_read=0, from_siblings=0)
+        self.counters = collections.Counter(waits=0, batches=0, packets_read=0, from_siblings=0)
         self._turn_descriptor = os.eventfd(1, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._handlers = {
             "session": self._on_session,
@@ -121,6 +121,7 @@ class Worker:
         batch = Frame(self.pool.frame_size)
         while True:
             count = apply(queue.wait, (batch, READER_WAIT))
+            counters["waits"] += 1
             while count:
                 split(batch)
                 counters["batches"] += 1

@@ -1,0 +1,139 @@
+"""The arrows between the parts of the package: who may import whom.
+
+    cli --> control --> host
+     |         |-----> service
+     |         |-----> pki ----> config
+     |         '--+--> protocol
+     |            |--> workerlink
+     |         dataplane
+     '-> admin --> pki, config
+
+A part is a package or a module directly below bulkvpnd/. What is not in the table is not allowed, so a new arrow is
+a decision that shows in a diff.
+"""
+
+import ast
+import pathlib
+import sys
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).parents[2] / "bulkvpnd"
+
+ARROWS = {
+    # part: (parts that it may import besides itself, packages that are not in the standard library)
+    "__init__": (set(), set()),
+    "__main__": ({"cli"}, set()),
+    "cli": ({"config", "control", "admin", "dataplane"}, {"gevent"}),
+    "config": (set(), {"configargparse"}),
+    "pki": ({"config"}, {"cryptography"}),
+    "service": (set(), {"systemd"}),
+    "workerlink": (set(), set()),
+    "protocol": (set(), {"cryptography"}),
+    "dataplane": ({"protocol", "workerlink"}, {"gevent"}),
+    "host": (set(), {"pyroute2"}),
+    "control": ({"config", "host", "pki", "protocol", "service", "workerlink"}, {"gevent"}),
+    "admin": ({"config", "pki"}, {"rich"}),
+}
+FORBIDDEN = {
+    # part: what of the standard library it may not import either
+    "protocol": {  # pure: bytes in, bytes out; time and randomness are arguments
+        "asyncio", "datetime", "io", "logging", "multiprocessing", "os", "pathlib", "random", "secrets", "select",
+        "selectors", "signal", "socket", "ssl", "subprocess", "threading", "time",
+    },
+    "dataplane": {"logging", "secrets", "ssl", "subprocess"},  # neither decisions nor secrets, nor other programs
+}
+IMPORTERS = {"cli"}
+"""Parts that may import a module by a name made at run time, which this test cannot follow."""
+EXCEPTIONS = {("admin/__main__.py", "cli")}
+"""`python3 -m bulkvpnd.admin` is the command itself."""
+
+
+def imported(source):
+    """Every import in a module's source, also inside functions: [(line, "package.module")]."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            if module == "bulkvpnd":
+                found += [(node.lineno, f"bulkvpnd.{alias.name}") for alias in node.names]
+            else:
+                found.append((node.lineno, module))
+    return found
+
+
+def violations(file, source):
+    """What the imports of a module break, one line each. file: path below bulkvpnd/."""
+    part = file.partition("/")[0].removesuffix(".py")
+    if part not in ARROWS:
+        return [f"{file}: {part} has no row in ARROWS"]
+    parts, packages = ARROWS[part]
+    broken = []
+    for line, name in imported(source):
+        top, _, rest = name.partition(".")
+        target = rest.partition(".")[0]
+        if name.startswith("."):
+            allowed = False  # one way to write an import, so that a search finds it
+        elif top == "bulkvpnd":
+            allowed = (
+                target in parts | {part, "__version__"}  # not part of a package, but what everything may show
+                or (file, target) in EXCEPTIONS
+            )
+        elif top in sys.stdlib_module_names:
+            allowed = top not in FORBIDDEN.get(part, ()) and (top != "importlib" or part in IMPORTERS)
+        else:
+            allowed = top in packages
+        if not allowed:
+            broken.append(f"{file}:{line}: {part} may not import {name}")
+    return broken
+
+
+MODULES = sorted(str(file.relative_to(PACKAGE)) for file in PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("file", MODULES)
+def test_imports_follow_the_arrows(file):
+    assert violations(file, (PACKAGE / file).read_text()) == []
+
+
+def test_every_row_has_a_part():
+    parts = {file.partition("/")[0].removesuffix(".py") for file in MODULES}
+    assert set(ARROWS) == parts
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("protocol/fake.py", "import socket"),
+        ("protocol/fake.py", "from os import urandom"),
+        ("protocol/fake.py", "import gevent.monkey"),
+        ("protocol/fake.py", "def later():\n    from time import monotonic"),
+        ("protocol/fake.py", "from bulkvpnd.dataplane import tun"),
+        ("dataplane/fake.py", "from bulkvpnd import config"),
+        ("dataplane/fake.py", "from bulkvpnd.protocol import frame\nimport bulkvpnd.pki"),
+        ("dataplane/fake.py", "from .tun import Queue"),
+        ("host/fake.py", "import gevent"),
+        ("host/fake.py", "from bulkvpnd.control import session"),
+        ("control/fake.py", "from bulkvpnd.admin import status"),
+        ("control/fake.py", "import importlib"),
+        ("config.py", "import cryptography"),
+        ("admin/fake.py", "from bulkvpnd.cli import bulkvpnctl"),
+        ("helpers.py", ""),
+    ],
+)
+def test_a_wrong_arrow_is_found(file, source):
+    assert len(violations(file, source)) == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("protocol/fake.py", "import struct\nfrom cryptography.exceptions import InvalidTag"),
+        ("dataplane/fake.py", "from bulkvpnd.protocol import frame\nfrom gevent import socket"),
+        ("control/fake.py", "from bulkvpnd import __version__, config\nfrom bulkvpnd.control.session import Session"),
+    ],
+)
+def test_a_right_arrow_is_not(file, source):
+    assert violations(file, source) == []

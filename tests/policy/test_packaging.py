@@ -1,0 +1,187 @@
+"""The Debian package: its unit, its version and its dependencies."""
+
+import configparser
+import pathlib
+import re
+import shutil
+import subprocess
+
+import pytest
+
+import bulkvpnd
+from bulkvpnd import config
+
+ROOT = pathlib.Path(__file__).parents[2]
+DEBIAN = ROOT / "debian"
+UNIT = DEBIAN / "bulkvpnd@.service"
+EXPOSURE_MAX = 2.0
+"""What `systemd-analyze security` may say of the unit; lower is better (choice: OpenVPN's has 7.5)."""
+
+DEBIAN_PACKAGES = {
+    # name in setup.cfg: Debian's name, as dh_python3 has it
+    "ConfigArgParse": "python3-configargparse",
+    "cryptography": "python3-cryptography",
+    "gevent": "python3-gevent",
+    "pyroute2": "python3-pyroute2",
+    "rich": "python3-rich",
+    "systemd-python": "python3-systemd",
+}
+
+
+def unit(text):
+    """{section: {key: [value, ...]}} of a unit file: a key may stand several times."""
+    found = {}
+    for line in text.splitlines():
+        if line.startswith("["):
+            section = found.setdefault(line.strip("[]"), {})
+        elif line and not line.startswith("#"):
+            key, _, value = line.partition("=")
+            section.setdefault(key, []).append(value)
+    return found
+
+
+@pytest.fixture(scope="module")
+def service():
+    return unit(UNIT.read_text())["Service"]
+
+
+@pytest.fixture(scope="module")
+def setup():
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    return parser
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("Type", ["notify"]),
+        ("User", ["bulkvpnd"]),
+        ("AmbientCapabilities", ["CAP_NET_ADMIN"]),
+        ("CapabilityBoundingSet", ["CAP_NET_ADMIN"]),
+        ("NoNewPrivileges", ["yes"]),
+        # Only root can read the configuration, because it holds the private key.
+        ("LoadCredential", ["%i.conf:/etc/bulkvpn/%i.conf"]),
+        # config.load finds the credential by the file's name, and the directories by these variables.
+        ("RuntimeDirectory", ["bulkvpnd/%i"]),
+        ("StateDirectory", ["bulkvpnd/%i"]),
+        # PrivateDevices= would hide the one device that is needed.
+        ("DeviceAllow", ["/dev/net/tun rw"]),
+        ("PrivateDevices", None),
+        # Both would keep the daemon from net.* sysctls.
+        ("ProtectKernelTunables", ["no"]),
+        ("ProcSubset", None),
+        ("WatchdogSec", ["30"]),
+        ("Restart", ["on-failure"]),
+        ("RestartPreventExitStatus", ["64 77 78"]),
+        ("LimitCORE", ["0"]),
+        ("MemorySwapMax", ["0"]),
+        ("ExecReload", None),
+    ],
+)
+def test_unit(service, key, values):
+    assert service.get(key) == values
+
+
+def test_unit_starts_the_installed_command_on_the_instance_file(service):
+    assert service["ExecStart"] == [
+        f"/usr/bin/python3 -I /usr/sbin/bulkvpnd --config {config.CONFIGURATION_DIRECTORY}/%i.conf"
+    ]
+
+
+def test_unit_reads_the_configuration_through_the_credential(service, tmp_path, monkeypatch):
+    """The daemon cannot read root's file, so what it is given has to be found under the name that the unit gives it."""
+    name = service["LoadCredential"][0].partition(":")[0].replace("%i", "server")
+    (tmp_path / name).write_text("mode = client\n")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    file = config.CONFIGURATION_DIRECTORY / "server.conf"
+    assert config.open_configuration(file).read() == "mode = client\n"
+
+
+def test_restart_is_prevented_only_for_what_the_manual_says(service):
+    manual = (ROOT / "man" / "bulkvpnd.8").read_text()
+    for status in service["RestartPreventExitStatus"][0].split():
+        assert f"\n.It {status}\n" in manual
+
+
+def test_a_restart_of_the_target_reaches_the_instances():
+    assert unit(UNIT.read_text())["Unit"]["PartOf"] == ["bulkvpnd.target"]
+    assert unit((DEBIAN / "bulkvpnd.target").read_text())["Install"]["WantedBy"] == ["multi-user.target"]
+
+
+def test_user_is_made_by_the_package(service):
+    assert (DEBIAN / "bulkvpnd.sysusers").read_text().split()[:2] == ["u", service["User"][0]]
+
+
+def exposure(file):
+    """The overall number of `systemd-analyze security` for a unit file."""
+    program = shutil.which("systemd-analyze")
+    if not program:
+        pytest.skip("needs systemd-analyze")
+    result = subprocess.run([program, "security", "--offline=true", "--no-pager", file], capture_output=True, text=True)
+    match = re.search(r"Overall exposure level for .*: ([0-9.]+)", result.stdout)
+    if not match:
+        pytest.skip(f"systemd-analyze does not work here: {result.stderr.strip()}")
+    return float(match[1])
+
+
+def test_unit_is_confined():
+    assert exposure(UNIT) <= EXPOSURE_MAX
+
+
+def test_a_unit_that_is_less_confined_is_noticed(tmp_path):
+    file = tmp_path / UNIT.name
+    file.write_text(UNIT.read_text().replace("User=bulkvpnd\n", ""))
+    assert exposure(file) > EXPOSURE_MAX
+
+
+def test_no_instance_can_be_started_from_a_shipped_file():
+    assert [file.name for file in (ROOT / "etc" / "bulkvpn").iterdir() if file.name.endswith(".conf")] == []
+
+
+def test_version_is_the_same_everywhere(setup):
+    first = (DEBIAN / "changelog").read_text().partition("\n")[0]
+    assert re.match(r"bulkvpnd \(([^)]+)\) ", first)[1] == bulkvpnd.__version__
+    assert setup["metadata"]["version"] == "attr: bulkvpnd.__version__"
+
+
+def requirements(setup):
+    lines = setup["options"]["install_requires"].split()
+    return [re.match(r"[A-Za-z0-9-]+", line)[0] for line in lines]
+
+
+def test_every_dependency_is_in_debian_and_tested_at_build_time(setup):
+    names = requirements(setup)
+    assert set(names) == set(DEBIAN_PACKAGES)
+    source = (DEBIAN / "control").read_text().partition("\nPackage:")[0]
+    for name in names:
+        assert re.search(rf"^ {DEBIAN_PACKAGES[name]} <!nocheck>,$", source, re.MULTILINE)
+
+
+def test_dependencies_of_the_package_come_from_setup_cfg():
+    binary = (DEBIAN / "control").read_text().partition("\nPackage:")[2]
+    depends = re.search(r"^Depends:\n((?: .*\n)+)", binary, re.MULTILINE)[1]
+    assert depends.split() == ["${misc:Depends},", "${python3:Depends},"]
+
+
+def test_debhelper_has_the_same_names(setup):
+    table = pathlib.Path("/usr/share/dh-python/dist/cpython3_fallback")
+    if not table.exists():
+        pytest.skip("needs dh-python")
+    known = dict(line.split()[:2] for line in table.read_text().splitlines() if len(line.split()) >= 2)
+    known = {re.sub("[-.]", "_", name).lower(): package for name, package in known.items()}
+    for name in requirements(setup):
+        # A package that is installed is found without the table.
+        assert known.get(name.replace("-", "_").lower(), DEBIAN_PACKAGES[name]) == DEBIAN_PACKAGES[name]
+
+
+def test_both_commands_are_installed_for_the_administrator(setup):
+    lines = setup["options.entry_points"]["console_scripts"].split("\n")
+    assert sorted(filter(None, lines)) == ["bulkvpnctl = bulkvpnd.cli:bulkvpnctl", "bulkvpnd = bulkvpnd.cli:bulkvpnd"]
+    assert "--install-scripts=/usr/sbin" in (DEBIAN / "rules").read_text()
+
+
+def test_licence_is_the_same_in_both_files():
+    text = " ".join((ROOT / "LICENSE").read_text().partition("\n\nPermission")[2].split())
+    copyright_file = (DEBIAN / "copyright").read_text().partition("\nLicense: Expat\n Permission")[2]
+    assert text == " ".join(copyright_file.replace("\n .\n", "\n").split())
