@@ -16,7 +16,7 @@ from systemd import daemon, journal
 FIELDS = ("INSTANCE", "IDENTITY", "SESSION", "CONNECTION", "WORKER", "PEER", "REASON")
 RATE_BURST = 10
 RATE_PERIOD = 5.0
-"""At most RATE_BURST lines of one kind at once, then one in RATE_PERIOD seconds, for what a peer can provoke (choice)."""
+"""At most RATE_BURST lines of one kind at once, then one in RATE_PERIOD seconds, where peers provoke them."""
 
 
 def set_up_logging(instance, level):

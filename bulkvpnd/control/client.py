@@ -57,8 +57,8 @@ class Client:
     def start(self):
         log.info("device %s, %d workers, connecting to %s", self._tun.name, len(self.workers),
                  ", ".join(transport.shown(remote) for remote in self._configuration.remote))
-        service_greenlets = [gevent.spawn(self._dial_forever, index) for index in range(self._configuration.connections)]
-        self._greenlets = service_greenlets
+        indexes = range(self._configuration.connections)
+        self._greenlets = [gevent.spawn(self._dial_forever, index) for index in indexes]
 
     # One dialler
 
@@ -71,8 +71,8 @@ class Client:
             try:
                 ended = self._dial(index, remote)
                 if ended:
-                    log.info("connection %d ended: %s", index, ended, extra={"CONNECTION": index, "REASON": ended,
-                                                                            "limited": True})
+                    log.info("connection %d ended: %s", index, ended,
+                             extra={"CONNECTION": index, "REASON": ended, "limited": True})
             except Refused as refused:
                 retry = handshake.REFUSALS.get(refused.reason, True)
                 log.log(logging.INFO if retry else logging.ERROR, "connection %d: %s", index, refused,

@@ -46,7 +46,7 @@ class Pool:
         return ipaddress.ip_interface(f"{network[number]}/{network.prefixlen}")
 
     def lease(self, identity):
-        """The identity's addresses, {4: IPv4Interface, 6: IPv6Interface}. Raises Refused("pool") when all are in use."""
+        """The identity's addresses, {4: IPv4Interface, 6: IPv6Interface}. Raises Refused("pool") if all are used."""
         number = self._leases.pop(identity, None)
         if number is None:
             number = self._free_number()

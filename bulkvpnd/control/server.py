@@ -63,11 +63,9 @@ class Server:
 
     def _handle(self, sock, address):
         peer = transport.shown(address)
-        connection = None
         try:
-            with sock:
-                with gevent.Timeout(self._configuration.handshake_timeout):
-                    connection = self._admit(sock, peer, address[0])
+            with sock, gevent.Timeout(self._configuration.handshake_timeout):
+                self._admit(sock, peer, address[0])
         except gevent.Timeout:
             self._turned_away(peer, "no complete handshake within %d s" % self._configuration.handshake_timeout)
         except RemoteError as error:

@@ -17,7 +17,6 @@ import time
 import gevent
 from gevent.event import AsyncResult, Event
 
-import bulkvpnd
 from bulkvpnd.workerlink import LinkClosed, WorkerLink
 
 log = logging.getLogger(__name__)
@@ -236,14 +235,14 @@ def _ending(status):
 
 
 def _interpreter_flags():
-    """Workers run like the main process: isolated where it is (-I), and never with the current directory in sys.path."""
+    """Isolated where the main process is (-I), and never with the current directory in sys.path."""
     return ["-I"] if sys.flags.isolated else ["-P"]
 
 
 def _environment():
     """The least that Python needs, and where this very package is, for a main process that runs from a source tree."""
     kept = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL", "TZ") if name in os.environ}
-    return {**kept, "PYTHONPATH": str(pathlib.Path(bulkvpnd.__file__).parent.parent)}
+    return {**kept, "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
 
 
 def _unprivileged():

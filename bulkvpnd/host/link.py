@@ -66,4 +66,5 @@ def _do(what, function, *arguments, **options):
         function(*arguments, **options)
     except NetlinkError as error:
         hint = {errno.EPERM: "; it needs root or CAP_NET_ADMIN", errno.EEXIST: "; it is there already"}
-        raise LinkError(f"{what}: {error.args[1] if len(error.args) > 1 else error}{hint.get(error.code, '')}") from None
+        reason = error.args[1] if len(error.args) > 1 else error
+        raise LinkError(f"{what}: {reason}{hint.get(error.code, '')}") from None

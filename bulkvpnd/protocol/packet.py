@@ -14,7 +14,7 @@ from bulkvpnd.protocol.frame import LENGTH_SIZE
 
 VNET_SIZE = 10
 VNET = struct.Struct("<BBHHHH")
-"""Little-endian on the wire. The kernel's is native: on a big-endian machine host.tun asks for TUNSETVNETLE."""
+"""Little-endian, always: on a big-endian machine host.tun asks the kernel for it (TUNSETVNETLE)."""
 VNET_NONE = bytes(VNET_SIZE)
 
 # linux/virtio_net.h
@@ -58,8 +58,8 @@ _U16 = struct.Struct(">H")
 def inspect(payload, size, offloads, sources, drops):
     """Checks a DATA payload, packet by packet.
 
-    payload: read-only memoryview, size: bytes of it that count. offloads: names of OFFLOADS that this end announced. sources:
-    addresses that the sender may use, bytes of 4 or 16 each, or None for any. drops: counter by cause, raised here.
+    payload: read-only memoryview, size: bytes of it that count. offloads: names of OFFLOADS that this end announced.
+    sources: addresses that the sender may use, bytes of 4 or 16 each, or None for any. drops: counter by cause.
     Returns (spans, segments): [(start, end)] of the entries to write, and how many packets of wire size they stand
     for. Raises RemoteError when an entry's length or virtio_net_hdr is not what a kernel makes.
     """
@@ -257,4 +257,3 @@ def _checksum(data):
     if len(data) % 2:
         data = bytes(data) + b"\0"
     return ~(int.from_bytes(data, "big") % 0xFFFF) & 0xFFFF
-

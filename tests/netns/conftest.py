@@ -1,0 +1,164 @@
+"""Two hosts in network namespaces, real daemons in them, and waiting for events instead of sleeping.
+
+    client ── veth0 192.0.2.2 ═══ 192.0.2.1 veth0 ── server
+      └─ bulk0 ════════ connections of the session ════════ bulk0 ─┘
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from bulkvpnd.admin import namespaces
+
+ROOT = pathlib.Path(__file__).parents[2]
+SERVER_ADDRESSES = ["192.0.2.1/30", "2001:db8::1/64"]
+CLIENT_ADDRESSES = ["192.0.2.2/30", "2001:db8::2/64"]
+INNER = {4: "10.86.0.1", 6: "fd86::1"}
+
+
+def wait_until(condition, seconds, what):
+    """Polls `condition` until it is true; fails the test with `what` after `seconds`. Returns what it returned."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {seconds} s: {what}")
+        select.select([], [], [], 0.05)
+
+
+class Daemon:
+    """A daemon that was started in a namespace, with this process in systemd's place."""
+
+    def __init__(self, host, directory, name, flags=(), environment=(), prefix=()):
+        self.directory = directory
+        self.name = name
+        self.runtime = directory / f"run-{name}"
+        self.log_path = directory / f"{name}.log"
+        self._notified = ""
+        notify = directory / f"notify-{name}"
+        notify.unlink(missing_ok=True)
+        self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._notify.bind(str(notify))
+        os.chmod(notify, 0o777)
+        self.log = self.log_path.open("ab")
+        self.process = host.start(
+            [*prefix, sys.executable, "-m", "bulkvpnd", "--config", directory / f"{name}.conf", "--runtime-directory",
+             self.runtime, "--state-directory", directory / f"state-{name}", *flags],
+            stdout=self.log, stderr=self.log,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "NOTIFY_SOCKET": str(notify), **dict(environment)},
+        )  # fmt: skip
+
+    def notified(self):
+        """Everything that was told to systemd so far."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self._notified += self._notify.recv(4096).decode() + "\n"
+        return self._notified
+
+    def text(self):
+        return self.log_path.read_text(errors="replace")
+
+    def wait_ready(self, seconds=30):
+        wait_until(lambda: "READY=1" in self.notified() or namespaces.exited(self.process), seconds,
+                   f"{self.name} is ready")
+        assert not namespaces.exited(self.process), self.text()
+        return self
+
+    def status(self):
+        with socket.socket(socket.AF_UNIX) as sock, sock.makefile("rb") as stream:
+            sock.settimeout(10)
+            sock.connect(str(self.runtime / "status.sock"))
+            sock.sendall(b'{"command": "status"}\n')
+            return json.loads(stream.readline())
+
+    def connections(self):
+        return [connection for session in self.status()["sessions"] for connection in session["connections"]]
+
+    def wait_connections(self, count, seconds=30):
+        def complete():
+            connections = self.connections()
+            return len(connections) == count and all("age" in one for one in connections) and connections
+
+        return wait_until(complete, seconds, f"{count} connections of {self.name}")
+
+    def stop(self):
+        """SIGTERM. Returns the exit status."""
+        status = namespaces.end(self.process)
+        self.close()
+        return status
+
+    def kill(self):
+        """SIGKILL of the main process alone, as the OOM killer would."""
+        os.kill(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.close()
+
+    def close(self):
+        self._notify.close()
+        self.log.close()
+
+
+class Network:
+    """The hosts and what runs on them."""
+
+    def __init__(self, directory, server, client):
+        self.directory = directory
+        self.server = server
+        self.client = client
+
+    def pki(self, *arguments):
+        subprocess.run([sys.executable, "-m", "bulkvpnd.admin", "pki", *arguments, "--directory", str(self.directory)],
+                       check=True, cwd=ROOT, capture_output=True)
+
+    def add_client(self, name, remote="192.0.2.1"):
+        self.pki("add", name, "--remote", remote, "--output", str(self.directory / f"{name}.conf"))
+
+    def start_server(self, *flags, **options):
+        return Daemon(self.server, self.directory, "server", flags, **options)
+
+    def start_client(self, *flags, name="client", host=None, **options):
+        return Daemon(host or self.client, self.directory, name, flags, **options)
+
+    def ping(self, version=4, count=3):
+        """Whether the server's inner address answers."""
+        result = self.client.run(["ping", "-n", "-c", count, "-i", "0.05", "-W", "1", INNER[version]], check=False)
+        match = re.search(r"(\d+) received", result.stdout)
+        return bool(match) and int(match[1]) == count
+
+
+@pytest.fixture
+def network(tmp_path, request):
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    if not pathlib.Path("/dev/net/tun").exists():
+        pytest.skip("needs /dev/net/tun")
+    with namespaces.pair(SERVER_ADDRESSES, CLIENT_ADDRESSES, ("bulkvpn-test-s", "bulkvpn-test-c")) as (server, client):
+        made = Network(tmp_path, server, client)
+        made.pki("init", "--pool-ipv4", "10.86.0.0/24", "--pool-ipv6", "fd86::/64")
+        made.add_client("client")
+        yield made
+        if request.node.stash.get(FAILED, False):
+            for log in sorted(tmp_path.glob("*.log")):
+                print(f"--- {log.name}\n{log.read_text(errors='replace')[-4000:]}")
+
+
+FAILED = pytest.StashKey()
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    outcome = yield
+    if outcome.get_result().failed:
+        item.stash[FAILED] = True

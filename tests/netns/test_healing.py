@@ -1,0 +1,115 @@
+"""kill -9 of a worker, a connection, the server, the client: each heals by itself, and inner connections survive."""
+
+import os
+import signal
+import sys
+
+import pytest
+from conftest import ROOT, wait_until
+
+TRANSFER = """
+import hashlib, socket, sys, time
+# Sends blocks until told to stop by a file; the far end returns the digest of all it got.
+import pathlib
+stop = pathlib.Path(sys.argv[1])
+sock = socket.create_connection(("10.86.0.1", 6000), timeout=60)
+digest, block = hashlib.sha256(), bytes(range(256)) * 64
+sent = 0
+while not stop.exists():
+    sock.sendall(block); digest.update(block); sent += len(block)
+    time.sleep(0.001)
+sock.shutdown(socket.SHUT_WR)
+assert sock.recv(100).decode() == digest.hexdigest()
+print("same", sent)
+"""
+RECEIVE = """
+import hashlib, socket
+sock = socket.create_server(("10.86.0.1", 6000)).accept()[0]
+digest = hashlib.sha256()
+while data := sock.recv(65536):
+    digest.update(data)
+sock.sendall(digest.hexdigest().encode())
+"""
+
+
+@pytest.fixture
+def tunnel(network):
+    server = network.start_server().wait_ready()
+    client = network.start_client().wait_ready()
+    client.wait_connections(4)
+    yield network, server, client
+
+
+@pytest.fixture
+def transfer(tunnel, tmp_path):
+    """A TCP connection through the tunnel that never pauses; ending it compares what was sent with what came."""
+    network, _, _ = tunnel
+    stop = tmp_path / "stop"
+    receiver = network.server.start([sys.executable, "-c", RECEIVE])
+    wait_until(lambda: network.server.listening(6000), 10, "the receiver listens")
+    output = (tmp_path / "sent").open("w+")
+    sender = network.client.start([sys.executable, "-c", TRANSFER, stop], stdout=output, cwd=ROOT)
+    yield sender
+    stop.touch()
+    assert sender.wait(60) == 0
+    receiver.wait(10)
+    output.seek(0)
+    assert output.read().startswith("same")
+
+
+def worker_pids(daemon):
+    return {worker["index"]: worker["pid"] for worker in daemon.status()["workers"] if worker["alive"]}
+
+
+@pytest.mark.parametrize("role", ["server", "client"])
+def test_killed_worker_is_replaced(tunnel, transfer, role):
+    network, server, client = tunnel
+    daemon = {"server": server, "client": client}[role]
+    before = worker_pids(daemon)
+    kept = {one["peer"] for one in server.connections() if one["worker"] == 1}
+    os.kill(before[0], signal.SIGKILL)
+    wait_until(lambda: (now := worker_pids(daemon)).get(0) not in (None, before[0]) and len(now) == 2, 20,
+               "a new worker")
+    client.wait_connections(4, 40)
+    wait_until(network.ping, 20, "ping")
+    if role == "server":
+        assert kept <= {one["peer"] for one in server.connections()}, "the other worker's connections were touched"
+
+
+def test_killed_connection_is_remade_alone(tunnel, transfer):
+    network, server, client = tunnel
+    def peers():
+        return {one["index"]: one["peer"] for one in server.connections()}
+
+    before = peers()
+    port = before[2].rsplit(":", 1)[1]
+    network.server.run(["ss", "-K", f"dport = :{port}"])
+    wait_until(lambda: (now := peers()).get(2, before[2]) != before[2] and len(now) == 4, 40, "connection 2 is re-made")
+    after = peers()
+    assert {index: peer for index, peer in after.items() if index != 2} == {
+        index: peer for index, peer in before.items() if index != 2
+    }
+    assert network.ping()
+
+
+def test_killed_server_comes_back(tunnel, transfer):
+    network, server, client = tunnel
+    server.kill()
+    # Its workers notice that the main process is gone, and the device goes with the last of them.
+    wait_until(lambda: "bulk0" not in network.server.ip("-br", "link"), 10, "the device is gone")
+    again = network.start_server().wait_ready()
+    client.wait_connections(4, 60)
+    wait_until(network.ping, 20, "ping")
+    assert again.status()["sessions"][0]["addresses"] == ["10.86.0.2", "fd86::2"]
+
+
+def test_killed_client_comes_back(tunnel):
+    network, server, client = tunnel
+    client.kill()
+    wait_until(lambda: "bulk0" not in network.client.ip("-br", "link"), 10, "the device is gone")
+    assert not network.ping(count=1)
+    again = network.start_client().wait_ready()
+    again.wait_connections(4)
+    assert network.ping()
+    assert again.status()["addresses"] == ["10.86.0.2/24", "fd86::2/64"]
+    assert server.wait_connections(4)
