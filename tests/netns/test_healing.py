@@ -78,6 +78,7 @@ def test_killed_worker_is_replaced(tunnel, transfer, role):
 
 def test_killed_connection_is_remade_alone(tunnel, transfer):
     network, server, client = tunnel
+
     def peers():
         return {one["index"]: one["peer"] for one in server.connections()}
 
