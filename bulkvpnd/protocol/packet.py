@@ -35,20 +35,21 @@ PACKET_MAX = 65535
 """Bytes of the largest IPv4 packet, hence of a super-packet (RFC 791)."""
 ENTRY_MAX = VNET_SIZE + 40 + PACKET_MAX
 """Bytes: the payload length of IPv6 does not count its 40-byte header (RFC 8200)."""
-SEGMENT_MIN = 48
-"""Bytes; Linux never goes below this MSS (TCP_MIN_SND_MSS), so it bounds the segments of a super-packet."""
+TCP_SEGMENTS_MAX = PACKET_MAX // 8
+"""TCP_MIN_GSO_SIZE of net/tcp.h is 8 bytes: the smallest MSS, 48, less 40 bytes of options. Receive offload (GRO) joins
+even smaller segments, but few of them; so it is their number that has a bound, not their size."""
 UDP_SEGMENTS_MAX = 128
 """UDP_MAX_SEGMENTS of linux/udp.h since 6.9; earlier kernels have 64 and refuse more themselves."""
 
 OFFLOADS = ("csum", "tso", "uso")
 """What an end can take from the other: packets without checksum, TCP super-packets, UDP super-packets."""
 _GSO_RULES = {
-    # gso_type: (IP version, protocol, csum_offset, smallest transport header, offload it needs)
-    GSO_TCPV4: (4, PROTOCOL_TCP, 16, 20, "tso"),
-    GSO_TCPV4 | GSO_ECN: (4, PROTOCOL_TCP, 16, 20, "tso"),
-    GSO_TCPV6: (6, PROTOCOL_TCP, 16, 20, "tso"),
-    GSO_TCPV6 | GSO_ECN: (6, PROTOCOL_TCP, 16, 20, "tso"),
-    GSO_UDP_L4: (None, PROTOCOL_UDP, 6, 8, "uso"),
+    # gso_type: (IP version, protocol, csum_offset, smallest transport header, most segments, offload it needs)
+    GSO_TCPV4: (4, PROTOCOL_TCP, 16, 20, TCP_SEGMENTS_MAX, "tso"),
+    GSO_TCPV4 | GSO_ECN: (4, PROTOCOL_TCP, 16, 20, TCP_SEGMENTS_MAX, "tso"),
+    GSO_TCPV6: (6, PROTOCOL_TCP, 16, 20, TCP_SEGMENTS_MAX, "tso"),
+    GSO_TCPV6 | GSO_ECN: (6, PROTOCOL_TCP, 16, 20, TCP_SEGMENTS_MAX, "tso"),
+    GSO_UDP_L4: (None, PROTOCOL_UDP, 6, 8, UDP_SEGMENTS_MAX, "uso"),
 }
 
 _LENGTH = struct.Struct(">I")
@@ -117,7 +118,7 @@ def _check_vnet(payload, start, ip, end, offloads):
     rule = _GSO_RULES.get(gso_type)
     if rule is None:
         raise RemoteError("vnet", "virtio_net_hdr: unknown type of super-packet")
-    version, protocol, offset, transport, offload = rule
+    version, protocol, offset, transport, most, offload = rule
     if offload not in offloads:
         raise RemoteError("vnet", "virtio_net_hdr: this type of super-packet was not agreed")
     actual = payload[ip] >> 4
@@ -138,9 +139,7 @@ def _check_vnet(payload, start, ip, end, offloads):
             raise RemoteError("vnet", "virtio_net_hdr: does not fit its packet")
     data = size - csum_start - transport
     segments = -(-data // gso_size) if gso_size else 0
-    if gso_size == 0 or (
-        segments > UDP_SEGMENTS_MAX if protocol == PROTOCOL_UDP else gso_size < SEGMENT_MIN and data > gso_size
-    ):
+    if gso_size == 0 or segments > most:
         raise RemoteError("vnet", "virtio_net_hdr: segment size out of range")
     return max(1, segments)
 
@@ -202,7 +201,7 @@ def plain_packets(buffer, start, end, offloads):
         packet = bytearray(buffer[start + VNET_SIZE : end])
         _complete_checksum(packet, csum_start, csum_offset)
         return [packet]
-    if rule[4] in offloads:
+    if rule[-1] in offloads:
         return None
     return _segments(bytes(buffer[start + VNET_SIZE : end]), gso_size, csum_start, csum_offset)
 
