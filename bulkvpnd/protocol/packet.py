@@ -25,6 +25,8 @@ GSO_TCPV4 = 1
 GSO_TCPV6 = 4
 GSO_UDP_L4 = 5
 GSO_ECN = 0x80
+GSO_BY_FRAGS = 0xFFFF
+"""linux/skbuff.h: a gso_size with a meaning of its own, which virtio_net_hdr_to_skb refuses."""
 
 PROTOCOL_TCP = 6
 PROTOCOL_UDP = 17
@@ -108,6 +110,8 @@ def _check_vnet(payload, start, ip, end, offloads):
     if flags & ~(NEEDS_CSUM | DATA_VALID):
         raise RemoteError("vnet", "virtio_net_hdr: unknown flags")
     size = end - ip
+    if header > size:
+        raise RemoteError("vnet", "virtio_net_hdr: header longer than the packet")
     if flags & NEEDS_CSUM:
         if "csum" not in offloads:
             raise RemoteError("vnet", "virtio_net_hdr: checksum offload was not agreed")
@@ -126,9 +130,8 @@ def _check_vnet(payload, start, ip, end, offloads):
         not flags & NEEDS_CSUM
         or csum_offset != offset
         or csum_start + transport > size
-        or header > size
         or version not in (None, actual)
-        or csum_start < (40 if actual == 6 else 20)
+        or (csum_start < 40 if actual == 6 else csum_start != (payload[ip] & 15) * 4)
         or payload[ip + (6 if actual == 6 else 9)] != protocol
         and (actual == 4 or csum_start == 40)
     ):
@@ -139,7 +142,7 @@ def _check_vnet(payload, start, ip, end, offloads):
             raise RemoteError("vnet", "virtio_net_hdr: does not fit its packet")
     data = size - csum_start - transport
     segments = -(-data // gso_size) if gso_size else 0
-    if gso_size == 0 or segments > most:
+    if gso_size in (0, GSO_BY_FRAGS) or segments > most:
         raise RemoteError("vnet", "virtio_net_hdr: segment size out of range")
     return max(1, segments)
 
