@@ -186,12 +186,14 @@ def rendezvous(flow, numbers):
 
     Highest random weight (Thaler and Ravishankar 1998): when a number goes, only its flows move, evenly over the rest.
     """
-    # Both products mix (Knuth, volume 3, section 6.4: 2^32 and 2^64 over the golden ratio). A CRC would not do: it is
-    # linear, so the order of the weights would hang on a few bits of the flow only.
-    return max(
-        numbers,
-        key=lambda number: (((flow ^ number * 0x9E3779B1) & 0xFFFFFFFF) * 0x9E3779B97F4A7C15 >> 12 & 0xFFFFFFFF, number),
-    )
+
+    def weight(number):
+        # Both products mix (Knuth, volume 3, section 6.4: 2^32 and 2^64 over the golden ratio). A CRC would not do: it
+        # is linear, so the order of the weights would hang on a few bits of the flow only.
+        mixed = (flow ^ number * 0x9E3779B1) & 0xFFFFFFFF
+        return mixed * 0x9E3779B97F4A7C15 >> 12 & 0xFFFFFFFF, number
+
+    return max(numbers, key=weight)
 
 
 def plain_packets(buffer, start, end, offloads):
