@@ -57,9 +57,22 @@ def message_size(prefix):
     return size
 
 
+def _unique(pairs):
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise ValueError
+    return fields
+
+
+def _no_constant(word):
+    raise ValueError
+
+
 def _object(body):
     try:
-        fields = json.loads(bytes(body).decode("utf-8"))
+        # RFC 8259, sections 4 and 6: names that come twice are read differently by different readers, and NaN is no
+        # number; Python takes both unless it is told.
+        fields = json.loads(bytes(body).decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
     # RecursionError: nesting as deep as 16 KiB of brackets.
     except (ValueError, RecursionError):
         raise RemoteError("handshake", "a message is not JSON") from None
