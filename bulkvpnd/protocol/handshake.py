@@ -91,43 +91,45 @@ class _Fields:
     def _wrong(self, name, expected):
         return RemoteError("handshake", f"{self._message}: {name} should be {expected}")
 
+    def _value(self, name):
+        if name not in self._fields:
+            raise RemoteError("handshake", f"{self._message}: {name} is missing")
+        return self._fields[name]
+
     def integer(self, name, low, high):
-        value = self._fields.get(name)
+        value = self._value(name)
         if type(value) is not int or not low <= value <= high:
             raise self._wrong(name, f"a whole number from {low} to {high}")
         return value
 
     def optional_integer(self, name, low, high):
-        return None if self._fields.get(name) is None else self.integer(name, low, high)
+        return None if self._value(name) is None else self.integer(name, low, high)
 
     def octets(self, name, size):
-        value = self._fields.get(name)
+        value = self._value(name)
         if not isinstance(value, str) or not re.fullmatch(f"[0-9a-f]{{{2 * size}}}", value):
             raise self._wrong(name, f"{size} bytes in lower-case hexadecimal")
         return bytes.fromhex(value)
 
     def optional_octets(self, name, size):
-        return None if self._fields.get(name) is None else self.octets(name, size)
+        return None if self._value(name) is None else self.octets(name, size)
 
     def word(self, name, known):
-        value = self._fields.get(name)
+        value = self._value(name)
         if not isinstance(value, str) or value not in known:
             raise self._wrong(name, "one of " + ", ".join(known))
         return value
 
-    def words(self, name, known, least=0):
+    def words(self, name, known):
         """Known words of a list, in its order; unknown ones are for later versions and left out."""
-        value = self._fields.get(name)
+        value = self._value(name)
         if not isinstance(value, list) or len(value) > 64 or not all(isinstance(word, str) for word in value):
             raise self._wrong(name, "a list of at most 64 words")
-        words = tuple(dict.fromkeys(word for word in value if word in known))
-        if len(words) < least:
-            raise self._wrong(name, "a list with one of " + ", ".join(known))
-        return words
+        return tuple(dict.fromkeys(word for word in value if word in known))
 
     def interface(self, name, version):
         """An address with its prefix length, or None."""
-        value = self._fields.get(name)
+        value = self._value(name)
         if value is None:
             return None
         cls = {4: ipaddress.IPv4Interface, 6: ipaddress.IPv6Interface}[version]
