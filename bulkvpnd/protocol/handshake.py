@@ -29,6 +29,9 @@ MESSAGE_MAX = 16384
 SESSION_ID_SIZE = 16
 TOKEN_SIZE = 32
 CONNECTIONS_MAX = 64
+POOL_PREFIX_MIN = 8
+"""Bits (choice, also of the options pool-ipv4 and pool-ipv6): the client's kernel routes the whole prefix into the
+tunnel, so with /0 a server could take all of its traffic unasked."""
 FRAME_SIZE_RANGE = (128 * 1024, 1024 * 1024)
 """Bytes of payload that both ends may agree on; the smaller wish counts."""
 
@@ -134,14 +137,17 @@ class _Fields:
             return None
         cls = {4: ipaddress.IPv4Interface, 6: ipaddress.IPv6Interface}[version]
         try:
-            if not isinstance(value, str) or len(value) > 64 or "/" not in value:
+            # What ipaddress would take besides: a mask for the length, a zone behind a percent sign.
+            if not isinstance(value, str) or not re.fullmatch(r"[0-9a-fA-F.:]{2,45}/[0-9]{1,3}", value):
                 raise ValueError
             parsed = cls(value)
         except ValueError:
             raise self._wrong(name, f"an IPv{version} address and prefix length") from None
         address = parsed.ip
-        if address.is_multicast or address.is_loopback or address.is_unspecified or getattr(address, "scope_id", None):
+        if address.is_multicast or address.is_loopback or address.is_unspecified:
             raise self._wrong(name, f"a unicast IPv{version} address and prefix length")
+        if parsed.network.prefixlen < POOL_PREFIX_MIN:
+            raise self._wrong(name, f"an address with a prefix length of at least {POOL_PREFIX_MIN}")
         return parsed
 
 
