@@ -5,6 +5,7 @@
 """
 
 import contextlib
+import ctypes
 import json
 import os
 import pathlib
@@ -24,6 +25,8 @@ ROOT = pathlib.Path(__file__).parents[2]
 SERVER_ADDRESSES = ["192.0.2.1/30", "2001:db8::1/64"]
 CLIENT_ADDRESSES = ["192.0.2.2/30", "2001:db8::2/64"]
 INNER = {4: "10.86.0.1", 6: "fd86::1"}
+CLONE_NEWNET = 0x40000000
+"""linux/sched.h"""
 
 
 def wait_until(condition, seconds, what):
@@ -36,6 +39,23 @@ def wait_until(condition, seconds, what):
         if time.monotonic() > deadline:
             pytest.fail(f"not within {seconds} s: {what}")
         select.select([], [], [], 0.05)
+
+
+@contextlib.contextmanager
+def inside(host):
+    """This thread in the network namespace of `host`: a socket that is made meanwhile stays in it for good."""
+    setns = ctypes.CDLL(None, use_errno=True).setns  # os.setns is of Python 3.12
+
+    def enter(namespace):
+        if setns(namespace.fileno(), CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), "setns")
+
+    with open("/proc/thread-self/ns/net") as own, open(f"/run/netns/{host.name}") as other:
+        enter(other)
+        try:
+            yield
+        finally:
+            enter(own)
 
 
 class Daemon:
@@ -69,6 +89,10 @@ class Daemon:
 
     def text(self):
         return self.log_path.read_text(errors="replace")
+
+    def lines(self, pattern):
+        """The lines of the log in which `pattern` is found."""
+        return [line for line in self.text().splitlines() if re.search(pattern, line)]
 
     def wait_ready(self, seconds=30):
         wait_until(lambda: "READY=1" in self.notified() or namespaces.exited(self.process), seconds,
@@ -138,27 +162,38 @@ class Network:
         return bool(match) and int(match[1]) == count
 
 
-@pytest.fixture
-def network(tmp_path, request):
+@contextlib.contextmanager
+def two_hosts(directory):
+    """A Network with a PKI and the configurations server.conf and client.conf in `directory`; nothing runs yet."""
     if os.geteuid() != 0:
         pytest.skip("needs root")
     if not pathlib.Path("/dev/net/tun").exists():
         pytest.skip("needs /dev/net/tun")
     with namespaces.pair(SERVER_ADDRESSES, CLIENT_ADDRESSES, ("bulkvpn-test-s", "bulkvpn-test-c")) as (server, client):
-        made = Network(tmp_path, server, client)
+        made = Network(directory, server, client)
         made.pki("init", "--pool-ipv4", "10.86.0.0/24", "--pool-ipv6", "fd86::/64")
         made.add_client("client")
         yield made
-        if request.node.stash.get(FAILED, False):
-            for log in sorted(tmp_path.glob("*.log")):
-                print(f"--- {log.name}\n{log.read_text(errors='replace')[-4000:]}")
 
 
-FAILED = pytest.StashKey()
+@pytest.fixture
+def network(tmp_path):
+    with two_hosts(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def shared_network(tmp_path_factory):
+    """One for all the cases of a file, where none of them needs a fresh one."""
+    with two_hosts(tmp_path_factory.mktemp("shared")) as made:
+        yield made
 
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
-    outcome = yield
-    if outcome.get_result().failed:
-        item.stash[FAILED] = True
+    """A failure shows the end of every daemon's log."""
+    report = (yield).get_result()
+    if report.failed:
+        networks = [value for value in getattr(item, "funcargs", {}).values() if isinstance(value, Network)]
+        for log in sorted(log for one in networks for log in one.directory.glob("*.log")):
+            report.sections.append((log.name, log.read_text(errors="replace")[-4000:]))
