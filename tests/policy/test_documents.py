@@ -38,6 +38,9 @@ OTHERS = {
     "apt", "chmod", "dpkg-buildpackage", "ip", "journalctl", "jq", "man", "ping", "rm", "scp", "ssh", "systemctl",
 }  # fmt: skip
 
+MACROS = {"Ad", "An", "At", "Do", "Em", "Es", "Fa", "In", "It", "No", "Op", "Pa", "So"}
+"""Those of mdoc(7) that a heading could have as a word."""
+
 
 # What a document says
 
@@ -289,6 +292,13 @@ def test_manual_has_every_cause_of_a_drop():
 def test_manual_has_every_field_of_the_journal():
     listed = (ROOT / "man" / "bulkvpnd.8").read_text().partition("lines have these fields")[2].partition("\n.El\n")[0]
     assert tuple(re.findall(r"^\.It Li (\w+)$", listed, re.MULTILINE)) == service.FIELDS
+
+
+@each_page
+def test_no_heading_is_taken_for_a_macro(page):
+    """mdoc(7) makes an include file of the heading `.Ss In the foreground`, without a word; `\\&In` is the mend."""
+    headings = re.findall(r"^\.S[hs] (.+)$", page.read_text(), re.MULTILINE)
+    assert [heading for heading in headings if MACROS & set(heading.split())] == []
 
 
 # The checks find what they are for
