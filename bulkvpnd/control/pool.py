@@ -89,7 +89,7 @@ class Pool:
             }
         except FileNotFoundError:
             return
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             log.warning("%s: leases cannot be read (%s); clients may get other addresses than before",
                         self._path, error.__class__.__name__)
             return

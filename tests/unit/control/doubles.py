@@ -1,0 +1,212 @@
+"""Doubles and makers for the tests of the main process: certificates, configurations, workers, a TUN, a link."""
+
+import contextlib
+import datetime
+import os
+import socket
+import types
+
+import gevent
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from gevent.event import Event
+
+from bulkvpnd import config, pki
+from bulkvpnd.control import tls
+from bulkvpnd.protocol import handshake
+
+NOW = datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0)  # OpenSSL asks the real clock
+DAY = datetime.timedelta(days=1)
+SERVER, CLIENT = ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH
+
+
+def until(condition, what="it", seconds=5):
+    """Lets the event loop run until condition() is true. Returns what it returned."""
+    deadline = gevent.Timeout(seconds, TimeoutError(f"not within {seconds} s: {what}"))
+    with deadline:
+        while not (value := condition()):
+            gevent.sleep(0.002)
+    return value
+
+
+# Certificates
+
+
+class Authority:
+    """A certificate authority: ends as `bulkvpnctl pki` makes them, and others that it never would make."""
+
+    def __init__(self, name="authority"):
+        self.pem, self.key = pki.create_authority(name, NOW, 100)
+
+    def issue(self, name="alice", role="client"):
+        """(ca, certificate, key), each PEM."""
+        return (self.pem, *pki.issue(self.pem, self.key, name, role, NOW, 10))
+
+    def odd(self, names=("alice",), usages=(CLIENT,), first=NOW - DAY, last=NOW + DAY, self_signed=False):
+        """As issue, of any shape. names: str become DNS names. names, usages: None leaves the extension out."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        signer = key if self_signed else serialization.load_pem_private_key(self.key.encode(), None)
+        issuer = x509.load_pem_x509_certificate(self.pem.encode()).subject
+        builder = x509.CertificateBuilder(
+            subject_name=x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "odd")]),
+            issuer_name=issuer,
+            public_key=key.public_key(),
+            serial_number=x509.random_serial_number(),
+            not_valid_before=first,
+            not_valid_after=last,
+        )
+        extensions = [
+            x509.SubjectKeyIdentifier.from_public_key(key.public_key()),
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()),
+        ]
+        if names is not None:
+            names = [x509.DNSName(name) if isinstance(name, str) else name for name in names]
+            extensions.append(x509.SubjectAlternativeName(names))
+        if usages is not None:
+            extensions.append(x509.ExtendedKeyUsage(usages))
+        for extension in extensions:
+            builder = builder.add_extension(extension, False)
+        certificate = builder.sign(signer, hashes.SHA256())
+        pem = serialization.Encoding.PEM
+        return (
+            self.pem,
+            certificate.public_bytes(pem).decode(),
+            key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()).decode(),
+        )
+
+
+# Configuration, by way of the real parser
+
+
+def configuration(directory, mode, end, **options):
+    """directory: private, for the files. mode: server or client. end: (ca, certificate, key). options: by name."""
+    lines = {"mode": mode, "pool-ipv4": "10.86.0.0/24"} if mode == "server" else {"mode": mode}
+    lines |= {name.replace("_", "-"): value for name, value in options.items()}
+    path = directory / f"{mode}.conf"
+    path.touch(0o600)
+    parts = [f"<{name}>\n{pem}</{name}>\n" for name, pem in zip(("ca", "certificate", "key"), end, strict=True)]
+    path.write_text("".join(f"{name} = {value}\n" for name, value in lines.items() if value is not None)
+                    + "".join(parts))
+    arguments = ["--config", str(path), "--state-directory", str(directory / "state"),
+                 "--runtime-directory", str(directory / "run")]
+    return config.load(arguments)[0]
+
+
+def context(directory, mode, end):
+    """The SSLContext that the daemon would use."""
+    options = {} if mode == "server" else {"remote": "127.0.0.1"}
+    return tls.make_context(configuration(directory, mode, end, **options))
+
+
+# Sockets
+
+
+def free_port(host="127.0.0.1"):
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as sock:
+        sock.bind((host, 0))
+        return sock.getsockname()[1]
+
+
+def connected(port, host="127.0.0.1"):
+    return socket.create_connection((host, port), timeout=5)
+
+
+def descriptors():
+    """What this process has open."""
+    return set(os.listdir("/proc/self/fd"))
+
+
+# What the roles deal with
+
+
+class Tun:
+    name = "bulk0"
+    offloads = ("csum", "tso")
+
+
+class Link:
+    """In place of host.link: takes note of what the device would get."""
+
+    class LinkError(Exception):
+        pass
+
+    def __init__(self):
+        self.calls = []
+        self.failure = None
+
+    def set_addresses(self, name, interfaces):
+        if self.failure:
+            raise self.LinkError(self.failure)
+        self.calls.append(("addresses", name, [str(interface) for interface in interfaces]))
+
+    def set_mtu(self, name, mtu):
+        self.calls.append(("mtu", name, mtu))
+
+
+class Workers:
+    """In place of control.workers.Workers: keeps the messages, and the sockets that came with them."""
+
+    def __init__(self, count=2):
+        self.all = [types.SimpleNamespace(ready=Event()) for _ in range(count)]
+        for worker in self.all:
+            worker.ready.set()
+        self.sent = []  # (index, message)
+        self.sockets = {}  # connection: socket
+        self.takes = True
+
+    def __len__(self):
+        return len(self.all)
+
+    def send(self, index, message, descriptors=()):
+        if not self.takes or not self.all[index].ready.is_set():
+            return False
+        for descriptor in descriptors:
+            self.sockets[message["connection"]] = socket.socket(fileno=os.dup(descriptor))
+        self.sent.append((index, message))
+        return True
+
+    def broadcast(self, message):
+        for index in range(len(self.all)):
+            self.send(index, message)
+
+    def told(self, kind, index=None):
+        """The messages of one type, of one worker or all."""
+        return [message for at, message in self.sent if message["type"] == kind and index in (None, at)]
+
+    def close(self):
+        for sock in self.sockets.values():
+            sock.close()
+
+
+class Routes:
+    """What a worker makes of session and forget messages: which session owns each address."""
+
+    def __init__(self, messages):
+        self.owners = {}
+        self.sessions = set()
+        for message in messages:
+            if message["type"] == "session":
+                self.sessions.add(message["session"])
+                self.owners.update(dict.fromkeys(message["addresses"], message["session"]))
+            elif message["type"] == "forget":
+                self.sessions.discard(message["session"])
+                for address in [one for one, owner in self.owners.items() if owner == message["session"]]:
+                    del self.owners[address]
+
+
+HELLO = handshake.Hello(
+    session=None, token=None, index=0, random=bytes(range(32)), ciphers=("aes-256-gcm", "chacha20-poly1305"),
+    connections=4, frame_size=262144, offloads=("csum", "tso"),
+)  # fmt: skip
+
+
+@contextlib.contextmanager
+def shaken(sock, context, server_name="server"):
+    """The client's end of a TLS connection whose handshake is done; closes the socket at the end."""
+    with sock:
+        shake = tls.Handshake(sock, context, server_name)
+        shake.authenticate()
+        yield shake

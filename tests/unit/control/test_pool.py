@@ -1,0 +1,270 @@
+"""control.pool with real files: who has which address, over restarts, full pools and broken disks."""
+
+import contextlib
+import ipaddress
+import json
+import logging
+import os
+import pathlib
+import tempfile
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from bulkvpnd.control.pool import Pool
+from bulkvpnd.protocol.errors import Refused
+
+SMALL = (ipaddress.ip_network("10.86.0.0/29"), None)  # five clients: 10.86.0.2 to 10.86.0.6
+BOTH = (ipaddress.ip_network("10.86.0.0/24"), ipaddress.ip_network("fd86::/126"))  # two: fd86::2 and fd86::3
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "state" / "leases.json"
+
+
+def address(pool, identity, version=4):
+    return str(pool.lease(identity)[version].ip)
+
+
+def used(pool, identity):
+    """As a session does it."""
+    interfaces = pool.lease(identity)
+    pool.hold(identity)
+    return str(interfaces[4].ip)
+
+
+def test_full_pool_refuses_and_serves_exactly_its_size(path):
+    pool = Pool(SMALL, path)
+    served = [used(pool, f"client{at}") for at in range(5)]
+    assert served == [f"10.86.0.{at}" for at in range(2, 7)]
+    for at in range(5, 10):
+        with pytest.raises(Refused) as caught:
+            pool.lease(f"client{at}")
+        assert caught.value.reason == "pool"
+    # Who has one keeps it; who was refused left nothing behind.
+    assert [used(pool, f"client{at}") for at in range(5)] == served
+    pool.release("client3")
+    with pytest.raises(Refused):
+        pool.lease("client7")  # client3 had two sessions
+    pool.release("client3")
+    assert address(pool, "client7") == "10.86.0.5"
+
+
+def test_the_server_has_the_first_address_and_no_client_an_odd_one(path):
+    pool = Pool(BOTH, path)
+    assert [str(one) for one in pool.server_interfaces] == ["10.86.0.1/24", "fd86::1/126"]
+    given = [pool.lease(name) for name in ("alice", "bob")]
+    assert [{version: str(one) for version, one in lease.items()} for lease in given] == [
+        {4: "10.86.0.2/24", 6: "fd86::2/126"}, {4: "10.86.0.3/24", 6: "fd86::3/126"},
+    ]  # fmt: skip
+    # Both must have room: the IPv4 network alone would have some.
+    pool.hold("alice"), pool.hold("bob")
+    with pytest.raises(Refused):
+        pool.lease("carol")
+
+
+@pytest.mark.parametrize(
+    ("network", "last"),
+    [("10.86.0.0/30", "10.86.0.2"), ("10.86.0.0/29", "10.86.0.6"), ("fd86::/126", "fd86::3"),
+     ("fd86::/125", "fd86::7")],
+)
+def test_every_usable_address_is_leased_and_no_other(path, network, last):
+    network = ipaddress.ip_network(network)
+    pool = Pool((network,), path)
+    leased = []
+    with contextlib.suppress(Refused):
+        while True:
+            name = f"client{len(leased)}"
+            leased.append(str(pool.lease(name)[network.version].ip))
+            pool.hold(name)
+    assert leased[0] == str(network[2]) and leased[-1] == last and len(set(leased)) == len(leased)
+
+
+def test_leases_are_kept_by_identity_over_restarts(path):
+    before = Pool(BOTH, path)
+    wanted = [used(before, name) for name in ("alice", "bob")]
+    after = Pool(BOTH, path)
+    assert [address(after, name) for name in ("bob", "alice")] == wanted[::-1]
+
+
+def test_the_lease_unused_for_the_longest_goes_first(path):
+    pool = Pool(SMALL, path)
+    for name in ("a", "b", "c", "d", "e"):
+        used(pool, name)
+        pool.release(name)
+    used(pool, "a")  # used again: now b is the oldest, and c after it
+    pool.release("a")
+    pool = Pool(SMALL, path)  # the order too is kept
+    pool.hold("b")
+    assert address(pool, "new") == "10.86.0.4"
+    assert address(pool, "b") == "10.86.0.3"
+
+
+def test_a_smaller_pool_keeps_whom_it_can(path):
+    large = Pool(BOTH[:1], path)
+    for at in range(20):
+        used(large, f"client{at}")
+    small = Pool(SMALL, path)
+    assert [address(small, f"client{at}") for at in range(5)] == [f"10.86.0.{at}" for at in range(2, 7)]
+    assert address(small, "client19") == "10.86.0.2"  # none is in use since the restart
+
+
+def test_another_network_keeps_the_place_in_it(path):
+    used(Pool(BOTH[:1], path), "alice")
+    assert address(Pool((ipaddress.ip_network("192.168.7.0/24"),), path), "alice") == "192.168.7.2"
+
+
+# the file
+
+
+BROKEN = [
+    b"", b"\0" * 100, b"{", b"[]", b"null", b"1", b'"leases"', b"{}", b'{"leases": []}', b'{"leases": null}',
+    b'{"leases": {"alice": "2"}}', b'{"leases": {"alice": true}}', b'{"leases": {"alice": 2.0}}',
+    b'{"leases": {"alice": -1}}', b'{"leases": {"alice": 0}}', b'{"leases": {"alice": 1}}',
+    b'{"leases": {"alice": 7}}', b'{"leases": {"alice": 1e400}}', b'{"leases": {"alice": NaN}}', b"\xff\xfe",
+    b'{"leases": {"alice": %s}}' % (b"9" * 5000), b"[" * 100_000, b'{"leases":' * 10_000,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("data", BROKEN, ids=range(len(BROKEN)))
+def test_a_broken_file_costs_the_leases_and_nothing_else(path, data):
+    path.parent.mkdir()
+    path.write_bytes(data)
+    pool = Pool(SMALL, path)
+    assert used(pool, "bob") == "10.86.0.2"
+    assert json.loads(path.read_text()) == {"leases": {"bob": 2}}
+
+
+def test_a_broken_file_is_said_in_one_line(path, caplog):
+    path.parent.mkdir()
+    path.write_bytes(b"\x1b[2J\n{")
+    Pool(SMALL, path)
+    (record,) = caplog.records
+    assert str(path) in record.getMessage() and record.getMessage().isprintable()
+
+
+def test_two_never_have_the_same_lease_whatever_the_file_says(path):
+    path.parent.mkdir()
+    path.write_text('{"leases": {"alice": 3, "bob": 3, "carol": 2}}')
+    pool = Pool(SMALL, path)
+    assert [used(pool, name) for name in ("alice", "bob", "carol")] == ["10.86.0.3", "10.86.0.4", "10.86.0.2"]
+
+
+KEYS = st.text(max_size=5) | st.just("leases")
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4),
+    max_leaves=8,
+)
+FILES = st.one_of(
+    st.binary(max_size=200),
+    st.builds(lambda value: json.dumps(value).encode(), JSON),
+    st.builds(lambda leases: json.dumps({"leases": leases}).encode(), st.dictionaries(st.text(max_size=5), JSON)),
+    st.builds(lambda cut: b'{"leases": {"alice": 2, "bob": 3, "carol": 4}}'[:cut], st.integers(0, 45)),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=FILES)
+@example(data=b'{"leases": {"alice": 2, "bob": 2}}')
+def test_any_file_leaves_a_pool_that_works(data):
+    with tempfile.TemporaryDirectory() as directory:
+        path = pathlib.Path(directory, "leases.json")
+        path.write_bytes(data)
+        pool = Pool(SMALL, path)
+        assert sorted(used(pool, f"client{at}") for at in range(5)) == [f"10.86.0.{at}" for at in range(2, 7)]
+
+
+@pytest.mark.parametrize("where", ["through a file", "not writable"])
+def test_a_disk_that_takes_nothing_never_costs_the_tunnel(tmp_path, where, caplog):
+    directory = tmp_path / "state"
+    if where == "through a file":
+        directory.write_text("")
+    else:
+        # As disk full looks like; root may write anywhere, so the new file's place is taken by a directory.
+        (directory / "leases.new").mkdir(parents=True)
+    pool = Pool(SMALL, directory / "leases.json")
+    caplog.clear()
+    assert used(pool, "alice") == "10.86.0.2"
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING and record.limited
+    assert str(directory / "leases.json") in record.getMessage()
+    assert used(pool, "bob") == "10.86.0.3"
+
+
+def test_a_full_disk_leaves_the_old_file_whole(path):
+    pool = Pool(SMALL, path)
+    used(pool, "alice")
+    before = path.read_bytes()
+    # /dev/full takes no byte and says ENOSPC, as a full disk does.
+    os.symlink("/dev/full", path.with_suffix(".new"))
+    used(pool, "bob")
+    assert path.read_bytes() == before
+    assert address(Pool(SMALL, path), "alice") == "10.86.0.2"
+
+
+def test_no_reader_ever_sees_half_a_file(path):
+    pool = Pool(BOTH[:1], path)
+    used(pool, "alice")
+    with path.open("rb") as reader:  # one that began before
+        for at in range(50):
+            used(pool, f"client{at}")
+            assert len(json.loads(path.read_bytes())["leases"]) == at + 2
+        assert json.loads(reader.read()) == {"leases": {"alice": 2}}
+
+
+# any order of steps
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """Sessions of nine identities on a pool of five, and restarts in between."""
+
+    identities = st.sampled_from("abcdefghi")
+
+    def __init__(self):
+        super().__init__()
+        self.stack = contextlib.ExitStack()
+        self.path = pathlib.Path(self.stack.enter_context(tempfile.TemporaryDirectory()), "leases.json")
+        self.restart()
+
+    def teardown(self):
+        self.stack.close()
+
+    @rule()
+    def restart(self):
+        self.pool = Pool(SMALL, self.path)
+        self.held = {}  # identity: [address, sessions]
+
+    @rule(identity=identities)
+    def begin(self, identity):
+        full = len(self.held) == 5 and identity not in self.held
+        if full:
+            with pytest.raises(Refused):
+                self.pool.lease(identity)
+            return
+        leased = used(self.pool, identity)
+        mine = self.held.setdefault(identity, [leased, 0])
+        assert mine[0] == leased, "the address changed under a live session"
+        mine[1] += 1
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
+    def end(self, data):
+        identity = data.draw(st.sampled_from(sorted(self.held)))
+        self.pool.release(identity)
+        self.held[identity][1] -= 1
+        if not self.held[identity][1]:
+            del self.held[identity]
+
+    @invariant()
+    def one_owner_per_address(self):
+        addresses = [leased for leased, _ in self.held.values()]
+        assert len(set(addresses)) == len(addresses)
+        assert set(addresses) <= {f"10.86.0.{at}" for at in range(2, 7)}
+
+
+AnyOrder.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestAnyOrder = AnyOrder.TestCase
