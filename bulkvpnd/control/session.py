@@ -15,7 +15,8 @@ import itertools
 from bulkvpnd.protocol.errors import Refused
 
 PENDING_MAX = 4
-"""Connections of a session that may wait for their first frame, beyond one for each index (choice)."""
+"""Sessions of an identity that may wait for their first frame, and connections of a session beyond one for each index
+(choice)."""
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -36,8 +37,8 @@ class Session:
     """What one identity has with the server.
 
     id, token: bytes. interfaces: {4 | 6: ipaddress interface}. terms: what was agreed for all its connections (cipher,
-    frame_size, offloads, connections). offset: worker of its connection 0. idle_since: when its last connection went,
-    None while it has one.
+    frame_size, offloads, connections). offset: worker of its connection 0. idle_since: when its last live connection
+    went, None while it has one. is_ended: nothing may join it or speak for it any more, whatever is still under way.
     """
 
     number: int
@@ -50,6 +51,7 @@ class Session:
     since: float
     idle_since: float | None
     is_live: bool = False
+    is_ended: bool = False
     connections: dict = dataclasses.field(default_factory=dict)  # number: Connection
 
     @property
@@ -81,8 +83,10 @@ class Sessions:
     def begin(self, identity, session_id, token, terms, source, now):
         """A new session, pending. source: the connecting address, text, whose clients go round robin over the workers.
 
-        Raises Refused("pool").
+        Raises Refused: "pool", or "busy" when too many sessions of this identity wait for their first frame.
         """
+        if sum(not session.is_live for session in self if session.identity == identity) >= PENDING_MAX:
+            raise Refused("busy", "too many sessions of this identity wait for their first frame")
         interfaces = self._pool.lease(identity)
         if len(self._offsets) > 4096:
             self._offsets.clear()
@@ -107,7 +111,12 @@ class Sessions:
         return session
 
     def add(self, session, index, peer, now):
-        """A connection whose handshake is done; it is pending. Returns it."""
+        """A connection whose handshake is done; it is pending. Returns it.
+
+        Raises Refused("session") if the session ended during that handshake.
+        """
+        if session.is_ended:
+            raise Refused("session", "the session ended before the handshake was done")
         worker = (session.offset + index) % self._workers
         connection = Connection(next(self._numbers), session, index, worker, peer, now)
         session.connections[connection.number] = connection
@@ -117,10 +126,10 @@ class Sessions:
     def established(self, number):
         """The first authentic frame of connection `number` arrived.
 
-        Returns (connection, replaced connections, ended sessions), or None if it is gone already.
+        Returns (connection, replaced connections, ended sessions), or None if it or its session is gone already.
         """
         connection = self.connections.get(number)
-        if connection is None or connection.is_live:
+        if connection is None or connection.is_live or connection.session.is_ended:
             return None
         session = connection.session
         replaced = [other for other in session.live_connections if other.index == connection.index]
@@ -138,7 +147,8 @@ class Sessions:
         if connection is not None:
             session = connection.session
             session.connections.pop(number, None)
-            if not session.connections:
+            # One that was pending never counted: it must not make the grace time longer.
+            if connection.is_live and not session.live_connections:
                 session.idle_since = now
         return connection
 
@@ -156,5 +166,6 @@ class Sessions:
     def _end(self, session):
         if self._by_id.pop(session.id, None) is None:
             return False
+        session.is_ended = True
         self._pool.release(session.identity)
         return True
