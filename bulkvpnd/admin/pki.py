@@ -247,7 +247,12 @@ def _read(file):
 
 def _print(text):
     with _about("standard output", "cannot be written"):
-        print(text, end="", flush=True)
+        try:
+            print(text, end="", flush=True)
+        except OSError:
+            # What stays in the buffer would fail once more when the interpreter exits, and make the status 120.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise
 
 
 def _make_directory(directory, mode, undo):
