@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -69,10 +70,12 @@ class Daemon:
         self._notified = ""
         notify = directory / f"notify-{name}"
         notify.unlink(missing_ok=True)
-        self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._notify.bind(str(notify))
-        os.chmod(notify, 0o777)
+        # Read all the time, as systemd does: a daemon waits for room in this socket.
+        threading.Thread(target=self._listen, daemon=True).start()
         self.log = self.log_path.open("ab")
+        self._log_start = self.log.tell()
         self.process = host.start(
             [*prefix, sys.executable, "-m", "bulkvpnd", "--config", directory / f"{name}.conf", "--runtime-directory",
              self.runtime, "--state-directory", directory / f"state-{name}", *flags],
@@ -80,15 +83,17 @@ class Daemon:
             env={**os.environ, "PYTHONPATH": str(ROOT), "NOTIFY_SOCKET": str(notify), **dict(environment)},
         )  # fmt: skip
 
+    def _listen(self):
+        while message := self._notify.recv(4096):
+            self._notified += message.decode() + "\n"
+
     def notified(self):
         """Everything that was told to systemd so far."""
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                self._notified += self._notify.recv(4096).decode() + "\n"
         return self._notified
 
     def text(self):
-        return self.log_path.read_text(errors="replace")
+        """What it has logged; another daemon of the same name before it may have written to the file too."""
+        return self.log_path.read_bytes()[self._log_start :].decode(errors="replace")
 
     def lines(self, pattern):
         """The lines of the log in which `pattern` is found."""
@@ -130,7 +135,7 @@ class Daemon:
         self.close()
 
     def close(self):
-        self._notify.close()
+        self._notify.shutdown(socket.SHUT_RDWR)
         self.log.close()
 
 
@@ -142,9 +147,10 @@ class Network:
         self.server = server
         self.client = client
 
-    def pki(self, *arguments):
-        subprocess.run([sys.executable, "-m", "bulkvpnd.admin", "pki", *arguments, "--directory", str(self.directory)],
-                       check=True, cwd=ROOT, capture_output=True)
+    def pki(self, *arguments, directory=None):
+        command = [sys.executable, "-m", "bulkvpnd.admin", "pki", *arguments, "--directory",
+                   str(directory or self.directory)]  # fmt: skip
+        subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
 
     def add_client(self, name, remote="192.0.2.1"):
         self.pki("add", name, "--remote", remote, "--output", str(self.directory / f"{name}.conf"))
