@@ -89,7 +89,11 @@ class Server:
             log.info("%s from %s refused: %s", identity, peer, refused,
                      extra={"IDENTITY": identity, "PEER": peer, "REASON": refused.reason, "limited": True})
             shake.send(handshake.encode(handshake.Refuse(refused.reason)))
-            shake.finish()
+            try:
+                shake.finish()
+            except (RemoteError, OSError, gevent.Timeout):
+                # It has been told, and the log too; how it leaves is its own affair.
+                pass
             return
         welcome = self._welcome(session, hello)
         encoded = handshake.encode(welcome)
