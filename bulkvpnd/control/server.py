@@ -184,6 +184,9 @@ class Server:
             addresses = " and ".join(str(interface.ip) for interface in session.interfaces.values())
             log.info("%s connected from %s with %s", session.identity, connection.peer, addresses,
                      extra=_fields(connection))
+            if self._tun.offloads and "tso" not in session.terms["peer_offloads"]:
+                log.info("%s takes no super-packets: packets go one by one, at a fraction of the speed",
+                         session.identity, extra=_fields(connection))
         log.debug("connection %d of %s is up on worker %d", connection.index, session.identity, connection.worker,
                   extra=_fields(connection))
 
