@@ -36,8 +36,6 @@ def test_tunnel_comes_and_goes(network, remote):
 
 @pytest.mark.parametrize(("server_flags", "client_flags"), [
     ([], []),
-    (["--offload=no"], []),
-    ([], ["--offload=no"]),
     (["--workers=2"], ["--connections=1", "--workers=1"]),
     (["--cipher=chacha20-poly1305"], []),
     (["--cipher=aes-256-gcm", "--frame-size=128K"], []),
