@@ -68,7 +68,7 @@ class Server:
                 self._admit(sock, peer, address[0])
         except gevent.Timeout:
             self._turned_away(peer, "no complete handshake within %d s" % self._configuration.handshake_timeout)
-        except RemoteError as error:
+        except (RemoteError, Refused) as error:
             self._turned_away(peer, str(error))
         except OSError as error:
             self._turned_away(peer, error.strerror or "the socket failed")
@@ -164,9 +164,13 @@ class Server:
                 "rekey_interval": configuration.rekey_interval,
             },
         }
-        if not self.workers.send(connection.worker, message, [sock.fileno()]):
-            # That worker is being replaced; the client comes again.
-            self._sessions.closed(connection.number, time.monotonic())
+        sent = False
+        try:
+            sent = self.workers.send(connection.worker, message, [sock.fileno()])
+        finally:
+            # That worker is being replaced, or the deadline struck while its link was full; the client comes again.
+            if not sent:
+                self._sessions.closed(connection.number, time.monotonic())
 
     # What workers report
 
@@ -199,17 +203,20 @@ class Server:
         log.log(level, "connection %d of %s from %s ended: %s", connection.index, session.identity, connection.peer,
                 message["reason"], extra={**_fields(connection), "REASON": message["reason"], "limited": True})
         self._announce(session)
-        if not session.connections and session.is_live:
+        if not session.connections and session.is_live and not session.is_ended:
             log.info("%s has no connection left; its session ends in %d s", session.identity,
                      self._configuration.grace, extra={"IDENTITY": session.identity, "SESSION": session.number})
 
     def worker_ready(self, index):
         """A worker that took another's place learns which sessions there are."""
         for session in self._sessions or ():
-            if session.is_live:
+            if _is_routed(session):
                 self.workers.send(index, self._session_message(session))
 
     def worker_lost(self, index):
+        if self._sessions is None:
+            # It died while the others were still starting.
+            return
         now = time.monotonic()
         touched = set()
         for connection in [one for one in self._sessions.connections.values() if one.worker == index]:
@@ -224,7 +231,8 @@ class Server:
         return {"type": "session", **_described(session), "workers": session.workers}
 
     def _announce(self, session):
-        if session.is_live:
+        # What a connection reports after its session ended must not bring that back: its addresses may be another's.
+        if _is_routed(session):
             self.workers.broadcast(self._session_message(session))
 
     def _forget(self, sessions, reason):
@@ -291,10 +299,15 @@ class Server:
                         for connection in sorted(session.live_connections, key=lambda one: one.index)
                     ],
                 }
-                for session in self._sessions
+                for session in self._sessions or ()
                 if session.is_live
             ],
         }
+
+
+def _is_routed(session):
+    """Whether workers may send packets to its connections."""
+    return session.is_live and not session.is_ended
 
 
 def _described(session):
