@@ -5,6 +5,7 @@ for CVE-2023-40217, by which bytes sent before the handshake could be read as if
 reaches a parser that did not come out of the SSLObject.
 """
 
+import contextlib
 import os
 import ssl
 
@@ -119,11 +120,12 @@ class Handshake:
                     raise RemoteError("tls", "the peer closed the connection during the handshake") from None
                 self._incoming.write(data)
                 continue
-            except ssl.SSLCertVerificationError as error:
-                self._flush()
-                raise RemoteError("certificate", f"the peer's certificate: {error.verify_message}") from None
             except ssl.SSLError as error:
-                self._flush()
+                # The alert for the peer; one that is gone already must not hide why.
+                with contextlib.suppress(OSError):
+                    self._flush()
+                if isinstance(error, ssl.SSLCertVerificationError):
+                    raise RemoteError("certificate", f"the peer's certificate: {error.verify_message}") from None
                 raise RemoteError("tls", f"TLS: {error.reason or 'failed'}") from None
             self._flush()
             return result
