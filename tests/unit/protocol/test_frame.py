@@ -74,7 +74,7 @@ def test_a_header_as_in_the_specification():
     assert frame.TYPES == {1: "DATA", 2: "PING", 3: "PONG", 4: "REKEY", 5: "CONTROL", 6: "CLOSE"}
     assert frame.pack_header(frame.DATA, 0x12345) == b"\x01\x01\x23\x55"
     assert frame.pack_header(frame.REKEY, 0) == b"\x04\x00\x00\x10"
-    assert frame.HEADER_SIZE == 4
+    assert (frame.HEADER_SIZE, frame.LENGTH_SIZE) == (4, 4)
     assert frame.OVERHEAD == 20
 
 
