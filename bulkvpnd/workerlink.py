@@ -5,7 +5,10 @@ Both ends are this project's own and of one version, so an unknown message is a 
 """
 
 import json
+import os
 import socket
+
+from gevent.lock import Semaphore
 
 MESSAGE_MAX = 128 * 1024
 """Bytes; below net.core.wmem_default (212992) with the kernel's overhead, so that one message is one datagram."""
@@ -22,6 +25,8 @@ class WorkerLink:
 
     def __init__(self, sock):
         self._socket = sock
+        # A gevent socket lets one greenlet at a time wait for room, and messages must keep their order.
+        self._sending = Semaphore()
 
     @classmethod
     def pair(cls):
@@ -35,7 +40,10 @@ class WorkerLink:
         if len(data) > MESSAGE_MAX:
             raise ValueError(f"worker message of {len(data)} bytes")
         try:
-            socket.send_fds(self._socket, [data], list(descriptors))
+            with self._sending:
+                # gevent's sendmsg waits once, and returns 0 if there is still no room then.
+                while not socket.send_fds(self._socket, [data], list(descriptors)):
+                    pass
         except OSError as error:
             raise LinkClosed(str(error)) from None
 
@@ -47,9 +55,15 @@ class WorkerLink:
             raise LinkClosed(str(error)) from None
         if not data:
             raise LinkClosed("end of stream")
-        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-            raise LinkClosed("message cut short")
-        return json.loads(data), descriptors
+        try:
+            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+                raise LinkClosed("message cut short")
+            return json.loads(data), descriptors
+        except (LinkClosed, ValueError, RecursionError) as error:
+            # The other process is out of its mind, or this one out of descriptors.
+            for descriptor in descriptors:
+                os.close(descriptor)
+            raise LinkClosed(str(error)) from None
 
     def shutdown(self):
         """Ends the link for both sides, also for a greenlet that is receiving on it."""

@@ -28,7 +28,7 @@ ARROWS = {
     "config": (set(), {"configargparse"}),
     "pki": ({"config"}, {"cryptography"}),
     "service": (set(), {"systemd"}),
-    "workerlink": (set(), set()),
+    "workerlink": (set(), {"gevent"}),
     "protocol": (set(), {"cryptography"}),
     "dataplane": ({"protocol", "workerlink"}, {"gevent"}),
     "host": (set(), {"pyroute2"}),
