@@ -23,9 +23,15 @@ log = logging.getLogger(__name__)
 
 SILENCE_MAX = 10.0
 """Seconds without a sign of life after which a worker is replaced: it reports once a second (choice)."""
+START_MAX = 30.0
+"""Seconds that a new worker has until it is ready (choice)."""
+SEND_MAX = 2.0
+"""Seconds that a message may wait for room in the link: a worker that reads none for so long hangs (choice)."""
 RESTART_PAUSE = 0.2
 """Seconds before the first restart; doubles to RESTART_PAUSE_MAX while a worker keeps dying (choice)."""
 RESTART_PAUSE_MAX = 5.0
+LIVED = 60.0
+"""Seconds after which a worker counts as one that worked: the next pause is short again (choice)."""
 STOP_TIME = 2.0
 """Seconds that a worker has for ending before it is killed (choice)."""
 
@@ -38,9 +44,11 @@ class Worker:
         self.process = None
         self.link = None
         self.ready = Event()
+        self.is_running = False
         self.alive_at = 0.0
         self.started_at = 0.0
         self.restarts = 0
+        self.failures = 0  # restarts in a row, each soon after the last
 
     @property
     def pid(self):
@@ -51,13 +59,15 @@ class Workers:
     """All workers of an instance.
 
     tun: host.tun.Tun, one queue each. frame_size: bytes. handler: has worker_ready(index), worker_lost(index),
-    established(number), closed(message, index).
+    established(number), closed(message, index). program: arguments for the interpreter that make it a worker; the
+    descriptor of its link comes behind them.
     """
 
-    def __init__(self, tun, frame_size, handler):
+    def __init__(self, tun, frame_size, handler, program=("-m", "bulkvpnd.dataplane")):
         self._tun = tun
         self._frame_size = frame_size
         self._handler = handler
+        self._program = program
         self._stopping = False
         self._requests = {}
         self._next_request = 0
@@ -74,50 +84,72 @@ class Workers:
         for worker in self.all:
             self._spawn(worker)
         for worker in self.all:
-            if not worker.ready.wait(30):
+            if not worker.ready.wait(START_MAX):
                 raise OSError(f"worker {worker.index} did not start")
 
     def _spawn(self, worker):
         worker.link, theirs = WorkerLink.pair()
         with theirs:
             worker.process = subprocess.Popen(
-                [*_unprivileged(), sys.executable, *_interpreter_flags(), "-m", "bulkvpnd.dataplane",
-                 str(theirs.fileno())],
+                [*_unprivileged(), sys.executable, *_interpreter_flags(), *self._program, str(theirs.fileno())],
                 stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=_environment(), cwd="/",
             )  # fmt: skip
         worker.alive_at = worker.started_at = time.monotonic()
-        receiving, sending = self._inboxes[worker.index][1], [pair[0] for pair in self._inboxes]
-        worker.link.send(
-            {"type": "start", "index": worker.index, "workers": len(self.all), "frame_size": self._frame_size},
-            [self._tun.descriptors[worker.index], receiving.fileno()]
-            + [sock.fileno() for index, sock in enumerate(sending) if index != worker.index],
-        )
+        worker.is_running = True
         gevent.spawn(self._serve, worker, worker.link)
+        receiving, sending = self._inboxes[worker.index][1], [pair[0] for pair in self._inboxes]
+        try:
+            worker.link.send(
+                {"type": "start", "index": worker.index, "workers": len(self.all), "frame_size": self._frame_size},
+                [self._tun.descriptors[worker.index], receiving.fileno()]
+                + [sock.fileno() for index, sock in enumerate(sending) if index != worker.index],
+            )
+        except LinkClosed:
+            # It died at once; whoever serves it sees that too.
+            pass
 
     def _serve(self, worker, link):
-        try:
-            while True:
-                message, _ = link.receive()
-                worker.alive_at = time.monotonic()
+        """Reads what a worker says until it is gone; then there is another."""
+        while True:
+            try:
+                message, descriptors = link.receive()
+            except LinkClosed:
+                break
+            worker.alive_at = time.monotonic()
+            try:
+                for descriptor in descriptors:
+                    # Workers have none to give.
+                    os.close(descriptor)
                 self._MESSAGES[message["type"]](self, worker, message)
-        except LinkClosed:
-            if not self._stopping:
-                self._replace(worker)
+            except Exception:
+                # One message that cannot be handled must not cost all that follow.
+                log.exception("internal error with a message of worker %d", worker.index,
+                              extra={"WORKER": worker.index, "limited": True})
+        if not self._stopping:
+            self._replace(worker)
 
     def _replace(self, worker):
         """A worker died: its connections are gone, its queue and its inbox are not."""
         worker.ready.clear()
+        worker.is_running = False
         worker.link.close()
         worker.process.kill()
         status = worker.process.wait()
         log.error("worker %d ended unexpectedly (%s); starting another", worker.index, _ending(status),
                   extra={"WORKER": worker.index})
         self._handler.worker_lost(worker.index)
-        lived = time.monotonic() - worker.started_at
-        worker.restarts = 0 if lived > 60 else worker.restarts + 1
-        gevent.sleep(min(RESTART_PAUSE * 2 ** max(0, worker.restarts - 1), RESTART_PAUSE_MAX))
-        if not self._stopping:
-            self._spawn(worker)
+        if time.monotonic() - worker.started_at > LIVED:
+            worker.failures = 0
+        while not worker.is_running:
+            gevent.sleep(min(RESTART_PAUSE * 2 ** min(worker.failures, 16), RESTART_PAUSE_MAX))
+            if self._stopping:
+                return
+            worker.failures += 1
+            worker.restarts += 1
+            try:
+                self._spawn(worker)
+            except OSError as error:
+                log.error("worker %d cannot be started: %s", worker.index, error, extra={"WORKER": worker.index})
 
     def _on_ready(self, worker, message):
         worker.ready.set()
@@ -160,11 +192,16 @@ class Workers:
         worker = self.all[index]
         if not worker.ready.is_set():
             return False
-        try:
-            worker.link.send(message, descriptors)
-            return True
-        except LinkClosed:
-            return False
+        with gevent.Timeout(SEND_MAX, False):
+            try:
+                worker.link.send(message, descriptors)
+                return True
+            except LinkClosed:
+                return False
+        # Whoever waits here may be what reads another worker's messages, so one that hangs must not hold it.
+        log.error("worker %d does not read its messages; ending it", index, extra={"WORKER": index, "limited": True})
+        worker.process.kill()
+        return False
 
     def broadcast(self, message):
         for worker in self.all:
@@ -173,7 +210,7 @@ class Workers:
     def kill_silent(self, now):
         """Ends workers that gave no sign of life; they are then replaced like any that died. now: monotonic."""
         for worker in self.all:
-            if worker.ready.is_set() and now - worker.alive_at > SILENCE_MAX:
+            if worker.is_running and now - worker.alive_at > (SILENCE_MAX if worker.ready.is_set() else START_MAX):
                 log.error("worker %d is silent for %.0f s; ending it", worker.index, now - worker.alive_at,
                           extra={"WORKER": worker.index})
                 worker.alive_at = now
