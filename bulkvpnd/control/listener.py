@@ -6,6 +6,7 @@ import socket
 
 import gevent
 from gevent.lock import BoundedSemaphore
+from gevent.socket import wait_read
 
 from bulkvpnd.control import transport
 
@@ -13,8 +14,8 @@ log = logging.getLogger(__name__)
 
 BACKLOG = 512
 """Connections that the kernel holds while max-handshakes are under way; net.core.somaxconn caps it (choice)."""
-OUT_OF_DESCRIPTORS_PAUSE = 0.1
-"""Seconds; accepting again at once would only spin (choice)."""
+ACCEPT_PAUSE = 0.1
+"""Seconds after an error such as EMFILE; accepting again at once would only spin (choice)."""
 
 
 class Listener:
@@ -59,23 +60,27 @@ class Listener:
             host = "0.0.0.0"
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        except socket.gaierror as error:
-            raise OSError(f"listen = {host}:{port}: {error.strerror}") from None
+        except (socket.gaierror, UnicodeError) as error:
+            # UnicodeError: a label of no or more than 63 characters.
+            raise OSError(f"listen = {host}:{port}: {getattr(error, 'strerror', error)}") from None
         return dict.fromkeys((family, address) for family, _, _, _, address in found)
 
     def _accept(self, sock):
         while True:
+            # Somebody first, a slot for him then: one that waits for connections must not keep it from other addresses.
+            wait_read(sock.fileno())
             self._slots.acquire()
             try:
                 accepted, address = sock.accept()
             except OSError as error:
                 self._slots.release()
-                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    log.warning("cannot accept: %s", error.strerror, extra={"limited": True})
-                    gevent.sleep(OUT_OF_DESCRIPTORS_PAUSE)
-                elif error.errno == errno.EBADF:
+                if error.errno == errno.EBADF:
                     return
-                # Anything else (ECONNABORTED, …) belongs to a connection that died before it was taken, accept(2).
+                # ECONNABORTED and EPROTO belong to a connection that died before it was taken, accept(2). Anything
+                # else, above all EMFILE, would be the same at once.
+                if error.errno not in (errno.ECONNABORTED, errno.EPROTO):
+                    log.warning("cannot accept: %s", error.strerror, extra={"limited": True})
+                    gevent.sleep(ACCEPT_PAUSE)
                 continue
             gevent.spawn(self._serve, accepted, address)
 
