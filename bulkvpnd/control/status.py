@@ -48,7 +48,8 @@ class StatusSocket:
                 try:
                     command = json.loads(stream.readline(REQUEST_MAX))["command"]
                     report = self._commands[command]
-                except (ValueError, LookupError, TypeError):
+                # RecursionError: nesting as deep as 4 KiB of brackets.
+                except (ValueError, LookupError, TypeError, RecursionError):
                     answer = {"error": f"unknown command; there is: {', '.join(self._commands)}"}
                 else:
                     answer = report()

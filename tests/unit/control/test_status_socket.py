@@ -1,0 +1,111 @@
+"""control.status: the status socket, asked well and badly."""
+
+import json
+import os
+import socket
+import stat
+import time
+
+import gevent
+import pytest
+from doubles import until
+
+from bulkvpnd.admin import status as admin
+from bulkvpnd.control import status as status_module
+from bulkvpnd.control.status import REQUEST_MAX, StatusSocket
+
+
+@pytest.fixture
+def path(tmp_path):
+    reports = StatusSocket(tmp_path / "run", lambda: {"mode": "server"})
+    reports.start()
+    yield tmp_path / "run" / "status.sock"
+    reports.stop()
+    assert not (tmp_path / "run" / "status.sock").exists()
+
+
+def ask(path, request, end=True):
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(str(path))
+        sock.sendall(request)
+        if end:
+            sock.shutdown(socket.SHUT_WR)
+        answer = b""
+        while part := sock.recv(65536):
+            answer += part
+        return answer
+
+
+def test_one_line_in_one_line_out(path):
+    assert ask(path, b'{"command": "status"}\n', end=False) == b'{"mode": "server"}\n'
+
+
+@pytest.mark.parametrize(
+    "request_line",
+    [
+        b"", b"\n", b"garbage\n", b"\xff\xfe\n", b"[]\n", b"null\n", b"1\n", b"{}\n", b'{"command": 1}\n',
+        b'{"command": null}\n', b'{"command": ["status"]}\n', b'{"command": {}}\n', b'{"command": "reboot"}\n',
+        b"[" * 4000 + b"\n", b'{"command": "status", "x": "' + b"x" * REQUEST_MAX + b'"}\n', b"x" * 3 * REQUEST_MAX,
+    ],
+)  # fmt: skip
+def test_anything_else_is_answered_with_what_there_is(path, request_line, capfd):
+    try:
+        answer = ask(path, request_line)
+    except (ConnectionResetError, BrokenPipeError):
+        # It ends with bytes unread, when the request is longer than any may be.
+        assert len(request_line) > REQUEST_MAX
+    else:
+        assert json.loads(answer) == {"error": "unknown command; there is: status"}
+    assert "Traceback" not in capfd.readouterr().err
+    assert ask(path, b'{"command": "status"}\n') == b'{"mode": "server"}\n'
+
+
+def test_a_slow_request_ends_and_holds_nobody(path, monkeypatch):
+    monkeypatch.setattr(status_module, "TIME_MAX", 0.2)
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(str(path))
+        sock.sendall(b'{"comm')
+        begun = time.monotonic()
+        assert ask(path, b'{"command": "status"}\n')
+        assert time.monotonic() - begun < 0.1
+        assert sock.recv(1) == b""
+        assert 0.1 < time.monotonic() - begun < 1
+
+
+def test_a_reader_that_reads_nothing_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(status_module, "TIME_MAX", 0.2)
+    before = len(os.listdir("/proc/self/fd"))
+    reports = StatusSocket(tmp_path, lambda: {"x": "x" * (1 << 22)})
+    reports.start()
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(str(tmp_path / "status.sock"))
+        sock.sendall(b'{"command": "status"}\n')
+        until(lambda: len(os.listdir("/proc/self/fd")) == before + 3)
+        until(lambda: len(os.listdir("/proc/self/fd")) == before + 2)
+    reports.stop()
+
+
+def test_only_owner_and_group_may_ask(path):
+    assert stat.S_IMODE(path.stat().st_mode) == 0o660
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o750
+
+
+def test_what_a_crash_left_behind_is_in_nobody_s_way(tmp_path):
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(tmp_path / "status.sock"))
+    reports = StatusSocket(tmp_path, lambda: {})
+    reports.start()
+    assert ask(tmp_path / "status.sock", b'{"command": "status"}\n') == b"{}\n"
+    reports.stop()
+    reports.stop()
+
+
+def test_a_directory_that_cannot_be_made_is_an_os_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError):
+        StatusSocket(tmp_path / "file" / "run", lambda: {}).start()
+
+
+def test_the_administrator_s_tool_and_the_socket_understand_each_other(path):
+    # In another greenlet: the tool's sockets are this loop's too.
+    assert gevent.spawn(admin.ask, path).get(timeout=5) == {"mode": "server"}
