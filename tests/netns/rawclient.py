@@ -4,7 +4,7 @@ import json
 import os
 import socket
 
-from conftest import inside
+from harness import inside
 
 from bulkvpnd import config
 from bulkvpnd.control import tls

@@ -6,7 +6,7 @@ import socket
 import sys
 
 import pytest
-from conftest import ROOT, inside
+from harness import ROOT, inside
 
 RTMGRP_LINK = 1
 """linux/rtnetlink.h: devices that come, change and go."""

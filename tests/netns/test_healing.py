@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, wait_until
+from harness import ROOT, wait_until
 
 TRANSFER = """
 import hashlib, socket, sys, time

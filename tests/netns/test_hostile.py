@@ -13,7 +13,7 @@ import struct
 import time
 
 import pytest
-from conftest import wait_until
+from harness import wait_until
 from rawclient import RawClient
 
 from bulkvpnd.protocol import frame, handshake, packet

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import INNER, wait_until
+from harness import INNER, wait_until
 
 SLOW = "packets go one by one, at a fraction of the speed"
 SAYS = {

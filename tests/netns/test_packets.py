@@ -14,7 +14,7 @@ import random
 import socket
 
 import pytest
-from conftest import inside
+from harness import inside
 
 MTU = 1500
 HEADER = {4: 20, 6: 40}

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import INNER, wait_until
+from harness import INNER, wait_until
 
 
 @pytest.mark.parametrize("remote", ["192.0.2.1", "[2001:db8::1]"])
