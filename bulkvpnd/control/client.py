@@ -48,6 +48,7 @@ class Client:
         self.workers = None
         self._welcome = None  # of the present session; None while there is none
         self._begin = Semaphore(1)
+        self._changed = Event()  # set, and replaced by a new one, when the session changes
         self._numbers = itertools.count(1)
         self._connections = {}  # number: _Connection
         self._greenlets = []
@@ -67,25 +68,25 @@ class Client:
         remotes = itertools.cycle(self._configuration.remote)
         remote = next(remotes)
         while True:
-            begun = time.monotonic()
             try:
-                ended = self._dial(index, remote)
-                if ended:
-                    log.info("connection %d ended: %s", index, ended,
-                             extra={"CONNECTION": index, "REASON": ended, "limited": True})
+                connection = self._dial(index, remote)
+                ended = connection.ended.get()
+                log.info("connection %d ended: %s", index, ended,
+                         extra={"CONNECTION": index, "REASON": ended, "limited": True})
+                if time.monotonic() - connection.since > LIVED:
+                    pause = PAUSE_MIN
             except Refused as refused:
                 retry = handshake.REFUSALS.get(refused.reason, True)
                 log.log(logging.INFO if retry else logging.ERROR, "connection %d: %s", index, refused,
                         extra={"CONNECTION": index, "REASON": refused.reason, "limited": True})
-                if refused.reason == "session":
-                    continue
             except gevent.Timeout:
                 self._failed(index, remote, f"no answer within {self._configuration.handshake_timeout} s")
             except (RemoteError, OSError) as error:
                 self._failed(index, remote, getattr(error, "strerror", None) or str(error))
+            except Exception:
+                # Our own bug: it may cost this try, never the dialler.
+                log.exception("internal error with connection %d", index, extra={"CONNECTION": index, "limited": True})
             remote = next(remotes)
-            if time.monotonic() - begun > LIVED:
-                pause = PAUSE_MIN
             # Jitter: a server that comes back must not meet all of its clients in the same instant.
             gevent.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, self._configuration.retry_max)
@@ -96,46 +97,51 @@ class Client:
                     extra={"CONNECTION": index, "PEER": transport.shown(remote), "REASON": reason, "limited": True})
 
     def _dial(self, index, remote):
-        """One connection from birth to death. Returns why it ended, None if it was never needed."""
-        if self._welcome is None:
-            # One dialler begins the session; the others wait here and join it.
-            with self._begin:
-                if self._welcome is None:
-                    connection = self._connect(index, remote)
-                else:
-                    connection = None
-            if connection is None:
-                return self._dial(index, remote)
-        else:
-            if index >= self._welcome.connections:
-                # The server wants fewer; wait for another session.
-                Event().wait()
-            connection = self._connect(index, remote)
-        return connection.ended.get()
+        """Begins the session or joins it. Returns the connection."""
+        while True:
+            session = self._welcome
+            if session is None:
+                # One dialler begins the session; the others wait here and join it.
+                with self._begin:
+                    if self._welcome is None:
+                        return self._connect(index, remote, None)
+            elif index < session.connections:
+                try:
+                    return self._connect(index, remote, session)
+                except Refused as refused:
+                    if refused.reason != "session":
+                        raise
+                log.info("connection %d: the server does not know the session any more", index,
+                         extra={"CONNECTION": index, "limited": True})
+                if self._welcome is session:
+                    self._set_session(None)
+            else:
+                # The server wants fewer; another session may want more.
+                self._changed.wait()
 
-    def _connect(self, index, remote):
+    def _set_session(self, welcome):
+        self._welcome = welcome
+        changed, self._changed = self._changed, Event()
+        changed.set()
+
+    def _connect(self, index, remote, session):
+        """session: the WELCOME that began the session to join, None to begin one."""
         worker = index % len(self.workers)
         if not self.workers.all[worker].ready.wait(10):
             raise OSError(f"worker {worker} is not running")
         sock = self._open(remote)
         with sock:
             with gevent.Timeout(self._configuration.handshake_timeout):
-                session = self._welcome
                 shake = tls.Handshake(sock, self._context, self._configuration.server_name)
                 shake.authenticate()
                 hello = self._hello(index, session)
                 encoded = handshake.encode(hello)
                 shake.send(encoded)
                 welcome_body = shake.receive_message()
-                try:
-                    welcome = handshake.Welcome.decode(welcome_body)
-                except Refused as refused:
-                    if refused.reason == "session" and self._welcome is session:
-                        self._welcome = None
-                    raise
+                welcome = handshake.Welcome.decode(welcome_body)
                 self._check(welcome, hello, session)
                 head = shake.finish()
-            if session is not None and self._welcome is not session:
+            if self._welcome is not session:
                 raise OSError("the session was replaced while this connection joined it")
             secrets = keys.traffic_secrets(encoded[handshake.PREFIX_SIZE :], welcome_body, hello.random, welcome.random)
             transport.set_buffers(sock, welcome.sndbuf, welcome.rcvbuf)
@@ -149,8 +155,9 @@ class Client:
         last = OSError("no address")
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except socket.gaierror as error:
-            raise OSError(f"{host}: {error.strerror}") from None
+        except (socket.gaierror, UnicodeError) as error:
+            # UnicodeError: a label of no or more than 63 characters.
+            raise OSError(f"{host}: {getattr(error, 'strerror', error)}") from None
         welcome = self._welcome
         for family, kind, protocol, _, address in found:
             sock = socket.socket(family, kind, protocol)
@@ -201,10 +208,10 @@ class Client:
             raise OSError(str(error)) from None
         if self._tun.offloads and "tso" not in welcome.offloads:
             log.info("the server takes no super-packets: packets go one by one, at a fraction of the speed")
-        self._welcome = welcome
+        self._set_session(welcome)
 
     def _attach(self, sock, index, worker, welcome, secrets, head):
-        connection = _Connection(next(self._numbers), index, worker, transport.shown(sock.getpeername()))
+        connection = _Connection(next(self._numbers), index, worker, transport.shown(sock.getpeername()), welcome)
         self._connections[connection.number] = connection
         message = {
             "type": "attach",
@@ -238,7 +245,8 @@ class Client:
         self._announce()
         if not self._was_up:
             self._was_up = True
-            welcome = self._welcome
+            # Its own: the present session may be another by now, or none.
+            welcome = connection.welcome
             addresses = " and ".join(str(one.ip) for one in (welcome.ipv4, welcome.ipv6) if one)
             log.info("connected to %s with %s, %d connections, cipher %s", connection.peer, addresses,
                      welcome.connections, welcome.cipher, extra={"PEER": connection.peer})
@@ -293,10 +301,10 @@ class Client:
     # What is shown
 
     def summary(self):
-        live = sum(one.is_live for one in self._connections.values())
+        live = [one for one in self._connections.values() if one.is_live]
         if not live:
             return "connecting"
-        return f"connected, {live} of {self._welcome.connections} connections"
+        return f"connected, {len(live)} of {live[-1].welcome.connections} connections"
 
     def status(self, reported):
         """reported: {connection number: what its worker says}."""
@@ -319,12 +327,14 @@ class Client:
 
 
 class _Connection:
-    """One connection that a worker has. ended: gets the reason when it is over."""
+    """One connection that a worker has. welcome: what was agreed. ended: gets the reason when it is over."""
 
-    def __init__(self, number, index, worker, peer):
+    def __init__(self, number, index, worker, peer, welcome):
         self.number = number
         self.index = index
         self.worker = worker
         self.peer = peer
+        self.welcome = welcome
+        self.since = time.monotonic()
         self.is_live = False
         self.ended = AsyncResult()

@@ -1,0 +1,415 @@
+"""control.client over loopback: real TLS, a scripted server, and a double in place of the workers."""
+
+import contextlib
+import dataclasses
+import ipaddress
+import logging
+import time
+import types
+
+import gevent
+import gevent.event
+import pytest
+from doubles import Authority, Link, Tun, Workers, configuration, context, free_port, until
+from gevent.server import StreamServer
+
+from bulkvpnd.control import client as client_module
+from bulkvpnd.control import tls
+from bulkvpnd.control.client import Client
+from bulkvpnd.protocol import handshake, keys
+from bulkvpnd.protocol.errors import RemoteError
+from bulkvpnd.protocol.handshake import Hello, Refuse, Welcome
+
+WELCOME = Welcome(
+    session=b"1" * 16, token=b"2" * 32, index=0, random=bytes(32), cipher="aes-256-gcm", connections=2,
+    frame_size=262144, offloads=("csum", "tso"), ipv4=ipaddress.ip_interface("10.86.0.2/24"), ipv6=None, mtu=1400,
+    sndbuf=None, rcvbuf=None, keepalive=5, keepalive_timeout=20,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    authority = Authority()
+    directory = tmp_path_factory.mktemp("site")
+    return types.SimpleNamespace(
+        authority=authority,
+        client=authority.issue("alice"),
+        server=context(directory, "server", authority.issue("server", "server")),
+    )
+
+
+class Server:
+    """Answers every HELLO as script(hello) says: a message, raw bytes, or None to say nothing."""
+
+    def __init__(self, context, script):
+        self._context = context
+        self.script = script
+        self.port = free_port()
+        self.hellos = []
+        self.tries = []
+        self.answers = []  # (HELLO, WELCOME) as they went over the wire
+        self._server = StreamServer(("127.0.0.1", self.port), self._serve)
+        self._server.start()
+
+    def _serve(self, sock, _address):
+        self.tries.append(time.monotonic())
+        with contextlib.suppress(RemoteError, OSError):
+            shake = tls.Handshake(sock, self._context)
+            shake.authenticate()
+            body = shake.receive_message()
+            hello = Hello.decode(body)
+            self.hellos.append(hello)
+            answer = self.script(hello)
+            if answer is None:
+                gevent.sleep(100)
+            encoded = answer if isinstance(answer, bytes) else handshake.encode(answer)
+            shake.send(encoded)
+            self.answers.append((body, encoded[2:], hello))
+            shake.finish()
+
+    def stop(self):
+        self._server.stop()
+
+
+def granting(hello, **changes):
+    return dataclasses.replace(WELCOME, **{"index": hello.index, "random": bytes([hello.index]) * 32, **changes})
+
+
+@pytest.fixture
+def start(site, tmp_path, monkeypatch):
+    """Starts a client against a scripted server; options as in the file, others replace fields of the configuration."""
+    running = []
+    monkeypatch.setattr(client_module, "PAUSE_MIN", 0.02)
+
+    def start_client(script=granting, count=2, replace=(), remote=None, ciphers=("aes-256-gcm",), **options):
+        server = Server(site.server, script)
+        link = Link()
+        monkeypatch.setattr(client_module, "link", link)
+        remote = remote or f"127.0.0.1:{server.port}"
+        settings = configuration(tmp_path, "client", site.client, remote=remote, connections=count, **options)
+        settings = dataclasses.replace(settings, **dict(replace))
+        told = []
+        client = Client(settings, tls.make_context(settings), Tun(), ciphers, lambda: told.append("ready"),
+                        lambda reason: told.append(reason))
+        client.workers, client.link, client.told, client.server = Workers(2), link, told, server
+        running.append(client)
+        client.start()
+        return client
+
+    yield start_client
+    for client in running:
+        client._connections.clear()
+        client.stop()
+        client.server.stop()
+        client.workers.close()
+
+
+def attached(client, count):
+    return until(lambda: len(client.workers.told("attach")) >= count and client.workers.told("attach"),
+                 f"{count} connections attached")  # fmt: skip
+
+
+def ends(client, message, reason="gone"):
+    client.closed({"connection": message["connection"], "reason": reason}, 0)
+
+
+# a session
+
+
+def test_one_begins_and_the_others_join_with_the_token(start):
+    client = start(count=4, script=lambda hello: granting(hello, connections=4))
+    messages = attached(client, 4)
+    first, *others = client.server.hellos
+    assert (first.session, first.token) == (None, None)
+    assert {(hello.session, hello.token) for hello in others} == {(WELCOME.session, WELCOME.token)}
+    assert sorted(hello.index for hello in client.server.hellos) == [0, 1, 2, 3]
+    # Connection i goes to worker i mod W; the device gets what the first WELCOME says, once.
+    assert sorted(index for index, message in client.workers.sent if message["type"] == "attach") == [0, 0, 1, 1]
+    assert client.link.calls == [("addresses", "bulk0", ["10.86.0.2/24"]), ("mtu", "bulk0", 1400)]
+    agreed = [
+        keys.traffic_secrets(hello_body, welcome_body, hello.random, Welcome.decode(welcome_body).random)
+        for hello_body, welcome_body, hello in client.server.answers
+    ]
+    assert sorted((secrets["c2s"].hex(), secrets["s2c"].hex()) for secrets in agreed) == sorted(
+        (message["secret_out"], message["secret_in"]) for message in messages
+    )
+    assert len({hello.random for hello in client.server.hellos}) == 4
+
+
+def test_ready_is_said_once_and_with_the_first_authentic_frame(start, caplog):
+    caplog.set_level(logging.INFO)
+    client = start()
+    messages = attached(client, 2)
+    assert client.told == [] and client.summary() == "connecting"
+    for message in messages:
+        client.established(message["connection"])
+    assert client.told == ["ready"] and client.summary() == "connected, 2 of 2 connections"
+    assert client.workers.told("session")[-1]["workers"] == [0, 1]
+    assert caplog.text.count("connected to 127.0.0.1") == 1
+    client.established(99)
+    for message in messages:
+        ends(client, message)
+    assert caplog.text.count("no connection to the server is left") == 1
+    client.established(attached(client, 3)[2]["connection"])
+    assert client.told == ["ready"] and caplog.text.count("connected to 127.0.0.1") == 2
+
+
+WRONG = {
+    "cipher that was not offered": {"cipher": "chacha20-poly1305"},
+    "another index": {"index": 1},
+    "more connections than asked for": {"connections": 2},
+    "larger frames than asked for": {"frame_size": 1 << 19},
+}
+
+
+@pytest.mark.parametrize("changes", WRONG.values(), ids=WRONG)
+def test_a_welcome_that_does_not_answer_the_hello_is_not_taken(start, caplog, changes):
+    client = start(count=1, script=lambda hello: granting(hello, **{"connections": 1, **changes}))
+    until(lambda: "WELCOME: does not answer the HELLO" in caplog.text)
+    assert not client.workers.sent and not client.link.calls and client._welcome is None
+    client.server.script = lambda hello: granting(hello, connections=1)
+    attached(client, 1)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"session": b"9" * 16}, {"ipv4": ipaddress.ip_interface("10.86.0.3/24")},
+     {"ipv6": ipaddress.ip_interface("fd86::9/64")}],
+)  # fmt: skip
+def test_a_joining_connection_must_get_the_same_session(start, caplog, changes):
+    client = start(script=lambda hello: granting(hello, **(changes if hello.session else {})))
+    until(lambda: "WELCOME: does not answer the HELLO" in caplog.text)
+    assert len(attached(client, 1)) == 1 and len(client.link.calls) == 2
+
+
+@pytest.mark.parametrize("answer", [b"\0\7garbage", b"\0\2{}", b"\0\2[]", b"\xff\xff", b"\0\0",
+                                    handshake.encode(Refuse("made up"))])  # fmt: skip
+def test_a_bad_answer_costs_that_try_only(start, caplog, answer):
+    client = start(count=1, script=lambda hello: answer)
+    until(lambda: caplog.records)
+    record = caplog.records[0]
+    assert record.getMessage().startswith("connection 0 to 127.0.0.1:") and record.getMessage().isprintable()
+    assert record.levelno == logging.WARNING and record.limited and "made up" not in record.getMessage()
+    client.server.script = lambda hello: granting(hello, connections=1)
+    attached(client, 1)
+
+
+def test_a_server_of_another_name_hears_no_hello(start, caplog):
+    client = start(count=1, server_name="other")
+    until(lambda: "the peer's certificate" in caplog.text)
+    assert not client.server.hellos and not client.workers.sent
+
+
+# refusals
+
+
+def test_a_session_that_the_server_forgot_is_begun_again_at_once(start):
+    client = start()
+    messages = attached(client, 2)
+    # The server restarts: it knows nothing any more.
+    client.server.script = lambda hello: (
+        granting(hello, session=b"8" * 16) if hello.session in (None, b"8" * 16) else Refuse("session")
+    )
+    begun = time.monotonic()
+    for message in messages:
+        ends(client, message)
+    attached(client, 4)
+    assert time.monotonic() - begun < 1
+    assert client._welcome.session == b"8" * 16
+    assert client.link.calls.count(("addresses", "bulk0", ["10.86.0.2/24"])) == 2
+
+
+@pytest.mark.parametrize(("reason", "level"), [
+    ("session", logging.INFO), ("busy", logging.INFO), ("pool", logging.INFO), ("shutdown", logging.INFO),
+    ("version", logging.ERROR), ("cipher", logging.ERROR),
+])  # fmt: skip
+def test_a_refused_client_never_hammers(start, caplog, reason, level):
+    caplog.set_level(logging.INFO)
+    client = start(count=1, script=lambda hello: Refuse(reason), replace={"retry_max": 0.3})
+    until(lambda: len(client.server.tries) >= 4)
+    gaps = [later - earlier for earlier, later in zip(client.server.tries, client.server.tries[1:])]
+    assert min(gaps) > 0.01 and gaps[2] > 0.04
+    assert {record.levelno for record in caplog.records if "refuses" in record.getMessage()} == {level}
+
+
+def test_a_frame_of_a_session_that_is_gone_already_breaks_nothing(start):
+    """Joining is refused while the first connection still waits for its first authentic frame."""
+    client = start(script=lambda hello: Refuse("session") if hello.session else granting(hello))
+    first = attached(client, 1)[0]
+    client._set_session(None)
+    client.established(first["connection"])
+    assert client.told == ["ready"] and client.summary() == "connected, 1 of 2 connections"
+    assert client.status({})["sessions"] == [] or client._welcome
+    client.worker_ready(0)
+
+
+def test_a_session_that_is_replaced_during_a_join_gets_no_connection(start, caplog):
+    hold = gevent.event.Event()
+
+    def script(hello):
+        if hello.session:
+            hold.wait()
+        return granting(hello)
+
+    client = start(script=script)
+    attached(client, 1)
+    until(lambda: len(client.server.hellos) == 2)
+    client._set_session(dataclasses.replace(WELCOME, session=b"7" * 16))
+    hold.set()
+    until(lambda: "the session was replaced while this connection joined it" in caplog.text)
+    assert len(client.workers.told("attach")) == 1
+
+
+def test_whom_the_server_does_not_want_waits_for_another_session(start):
+    grant = [2]
+    client = start(count=4, script=lambda hello: granting(hello, connections=grant[0], session=bytes([grant[0]]) * 16))
+    messages = attached(client, 2)
+    gevent.sleep(0.05)
+    assert sorted(hello.index for hello in client.server.hellos) == [0, 1]
+    # A new server wants more.
+    grant[0] = 4
+    old = bytes([2]) * 16
+    client.server.script = lambda hello: (
+        Refuse("session") if hello.session == old else granting(hello, connections=4, session=b"4" * 16)
+    )
+    for message in messages:
+        ends(client, message)
+    attached(client, 6)
+    assert {hello.index for hello in client.server.hellos} == {0, 1, 2, 3}
+
+
+# pauses
+
+
+def gaps_of(client, count):
+    until(lambda: len(client.server.tries) > count, seconds=10)
+    return [later - earlier for earlier, later in zip(client.server.tries, client.server.tries[1:])][:count]
+
+
+def test_pauses_double_with_jitter_up_to_retry_max(start):
+    client = start(count=1, script=lambda hello: b"\0\0", replace={"retry_max": 0.1})
+    gaps = gaps_of(client, 8)
+    assert gaps[0] < 0.06
+    assert all(0.05 <= gap < 0.2 for gap in gaps[4:]) and len({round(gap, 3) for gap in gaps[4:]}) > 1
+
+
+def test_a_failure_that_took_long_is_no_success(start, monkeypatch):
+    monkeypatch.setattr(client_module, "LIVED", 0.05)
+    client = start(count=1, script=lambda hello: gevent.sleep(0.1) or b"\0\0", replace={"retry_max": 10})
+    assert gaps_of(client, 5)[4] > 0.1 + 0.5 * 0.02 * 2**4
+
+
+def test_silence_ends_at_the_deadline(start, caplog):
+    client = start(count=1, script=lambda hello: None, handshake_timeout=1)
+    until(lambda: "no answer within 1 s" in caplog.text)
+    assert len(client.server.tries) == 1
+
+
+@pytest.mark.parametrize("lived", [False, True])
+def test_a_connection_that_lived_makes_the_next_pause_short(start, monkeypatch, lived):
+    monkeypatch.setattr(client_module, "LIVED", 0 if lived else 100)
+    client = start(count=1, script=lambda hello: granting(hello, connections=1), replace={"retry_max": 10})
+    for count in range(1, 6):
+        ends(client, attached(client, count)[-1])
+    begun = time.monotonic()
+    attached(client, 6)
+    # The fifth pause: 0.01 to 0.02 s, or 0.16 to 0.32 s.
+    assert (time.monotonic() - begun < 0.12) == lived
+
+
+# addresses
+
+
+def test_each_remote_is_tried_in_turn(start, site, tmp_path, caplog):
+    nobody = free_port()
+    client = start(count=1, script=lambda hello: granting(hello, connections=1), remote=f"127.0.0.1:{nobody}")
+    until(lambda: f"connection 0 to 127.0.0.1:{nobody} failed: Connection refused" in caplog.text)
+    other = Server(site.server, lambda hello: granting(hello, connections=1))
+    replaced = dataclasses.replace(
+        client._configuration, remote=(("a" * 64, 1), ("nosuchhost.invalid", 2), ("127.0.0.1", other.port))
+    )
+    second = Client(replaced, client._context, Tun(), ("aes-256-gcm",), lambda: None, None)
+    second.workers = Workers(1)
+    second.start()
+    attached(second, 1)
+    assert "label" in caplog.text and "nosuchhost.invalid: " in caplog.text
+    second._connections.clear()
+    second.stop()
+    second.workers.close()
+    other.stop()
+
+
+def test_our_own_bug_costs_one_try_and_not_the_dialler(start, caplog):
+    client = start(count=1, script=lambda hello: granting(hello, connections=1), remote="127.0.0.1:1")
+    until(lambda: "Connection refused" in caplog.text)
+    tun, client._tun = client._tun, None
+    client._configuration = dataclasses.replace(client._configuration, remote=(("127.0.0.1", client.server.port),))
+    client._greenlets.append(gevent.spawn(client._dial_forever, 0))
+    until(lambda: "internal error with connection 0" in caplog.text)
+    client._tun = tun
+    attached(client, 1)
+
+
+def test_addresses_that_the_device_refuses_stop_the_daemon(start):
+    client = start(count=1, script=lambda hello: None)
+    client.link.failure = "bulk0: address 10.86.0.2/24: no"
+    client.server.script = lambda hello: granting(hello, connections=1)
+    client._greenlets.append(gevent.spawn(client._dial_forever, 0))
+    until(lambda: client.told)
+    assert client.told[0] == "bulk0: address 10.86.0.2/24: no" and not client.workers.sent
+
+
+# workers
+
+
+def test_a_worker_that_died_has_its_connections_made_again(start):
+    client = start()
+    messages = attached(client, 2)
+    for message in messages:
+        client.established(message["connection"])
+    client.workers.all[0].ready.clear()
+    client.worker_lost(0)
+    assert client.workers.told("session")[-1]["workers"] == [1]
+    gevent.sleep(0.05)
+    assert len(client.workers.told("attach")) == 2  # nothing while there is no worker
+    client.workers.all[0].ready.set()
+    client.worker_ready(0)
+    assert client.workers.told("session", 0)[-1]["workers"] == [1]
+    attached(client, 3)
+    assert client.server.hellos[-1].session == WELCOME.session
+
+
+def test_a_worker_that_takes_nothing_is_asked_again(start):
+    client = start(count=1, script=lambda hello: None)
+    client.workers.takes = False
+    client.server.script = lambda hello: granting(hello, connections=1)
+    client._greenlets.append(gevent.spawn(client._dial_forever, 0))
+    until(lambda: len(client.server.hellos) >= 3)
+    assert not client._connections
+    client.workers.takes = True
+    attached(client, 1)
+
+
+def test_stop_says_goodbye(start):
+    client = start()
+    for message in attached(client, 2):
+        gevent.spawn_later(0.05, ends, client, message)
+    begun = time.monotonic()
+    client.stop()
+    assert time.monotonic() - begun < 1
+    assert [message["reason"] for message in client.workers.told("detach")] == ["shutdown"] * 2
+    tries = len(client.server.tries)
+    gevent.sleep(0.1)
+    assert len(client.server.tries) == tries
+
+
+def test_status_shows_what_lives_and_no_secret(start):
+    client = start()
+    assert client.status({}) == {"addresses": [], "sessions": []}
+    messages = attached(client, 2)
+    client.established(messages[0]["connection"])
+    report = client.status({messages[0]["connection"]: {"bytes_in": 3}})
+    assert report["addresses"] == ["10.86.0.2/24"]
+    (connection,) = report["sessions"][0]["connections"]
+    assert connection["bytes_in"] == 3 and connection["peer"] == f"127.0.0.1:{client.server.port}"
+    assert WELCOME.token.hex() not in repr(report)
