@@ -8,15 +8,20 @@ REASON.
 
 import logging
 import os
+import socket
 import sys
 import time
 
-from systemd import daemon, journal
+from systemd import journal
+
+log = logging.getLogger(__name__)
 
 FIELDS = ("INSTANCE", "IDENTITY", "SESSION", "CONNECTION", "WORKER", "PEER", "REASON")
 RATE_BURST = 10
 RATE_PERIOD = 5.0
 """At most RATE_BURST lines of one kind at once, then one in RATE_PERIOD seconds, where peers provoke them."""
+NOTIFY_TIMEOUT = 1.0
+"""Seconds to wait for room in systemd's socket, which holds 512 messages (choice)."""
 
 
 def set_up_logging(instance, level):
@@ -72,8 +77,23 @@ def printable(text, limit=64):
 
 
 def notify(**variables):
-    """Tells systemd, as sd_notify(3): READY=1, STATUS=text, STOPPING=1, WATCHDOG=1."""
-    daemon.notify("\n".join(f"{name}={value}" for name, value in variables.items()))
+    """Tells systemd, as sd_notify(3): READY=1, STATUS=text, STOPPING=1, WATCHDOG=1.
+
+    sd_notify itself waits for room in systemd's socket, and with it the whole event loop would; here a greenlet does.
+    """
+    path = os.environ.get("NOTIFY_SOCKET")
+    if not path:
+        return
+    message = "\n".join(f"{name}={value}" for name, value in variables.items())
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(NOTIFY_TIMEOUT)
+            # unix(7): a name that begins with @ is of the abstract namespace.
+            sock.connect("\0" + path[1:] if path.startswith("@") else path)
+            sock.sendall(message.encode())
+    except OSError as error:
+        # The tunnel does not need it; systemd ends what it hears nothing from.
+        log.warning("systemd cannot be notified: %s", error.strerror or error, extra={"limited": True})
 
 
 def watchdog_period():
@@ -81,4 +101,4 @@ def watchdog_period():
     if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None
     microseconds = os.environ.get("WATCHDOG_USEC", "")
-    return int(microseconds) / 2e6 if microseconds.isdigit() and int(microseconds) else None
+    return int(microseconds) / 2e6 if microseconds.isdecimal() and int(microseconds) else None
