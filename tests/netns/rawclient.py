@@ -13,6 +13,8 @@ from bulkvpnd.protocol import aead, frame, handshake, keys
 SERVER = ("192.0.2.1", 7443)
 TIMEOUT = 10
 """Seconds in which the server has to answer."""
+ENDING = 4
+"""Seconds in which it has to end a connection; a living one would bring a PING after 5 s at the latest."""
 
 
 class RawClient:
@@ -122,6 +124,7 @@ class RawClient:
 
     def ended(self):
         """Whether the server ends the connection now, whatever it still sends before."""
+        self.socket.settimeout(ENDING)
         try:
             while self.socket.recv(65536):
                 pass
