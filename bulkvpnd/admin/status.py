@@ -37,8 +37,15 @@ def add_arguments(parser):
 
 def run(arguments):
     """Returns the exit status."""
+    reports, status = [], os.EX_OK
     try:
-        reports = [ask(path) for path in _sockets(arguments.instance)]
+        for path in _sockets(arguments.instance):
+            try:
+                reports.append(ask(path))
+            except StatusError as error:
+                # One instance that does not answer must not hide the others.
+                print(f"bulkvpnctl: {error}", file=sys.stderr)
+                status = error.status
     except StatusError as error:
         print(f"bulkvpnctl: {error}", file=sys.stderr)
         return error.status
@@ -48,7 +55,7 @@ def run(arguments):
     else:
         # Without a terminal nothing is to be wrapped or cut at 80 columns.
         show(reports, rich.console.Console(highlight=False, width=None if sys.stdout.isatty() else 200))
-    return os.EX_OK
+    return status
 
 
 def _sockets(instance):
@@ -75,13 +82,16 @@ def ask(path):
             sock.settimeout(TIMEOUT)
             sock.connect(str(path))
             sock.sendall(b'{"command": "status"}\n')
-            return json.loads(stream.readline())
+            report = json.loads(stream.readline())
     except PermissionError:
         raise StatusError(f"{path}: permission denied; run it as root", os.EX_NOPERM) from None
     except (FileNotFoundError, ConnectionRefusedError):
         raise StatusError(f"instance {name} is not running; start it with: systemctl start bulkvpnd@{name}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StatusError(f"instance {name} does not answer: {error or 'no reply'}") from None
+    if not isinstance(report, dict) or "instance" not in report:
+        raise StatusError(f"instance {name} does not know the command; restart it after an upgrade")
+    return report
 
 
 def show(reports, console):
@@ -93,12 +103,13 @@ def show(reports, console):
 
 
 def _show_instance(report, console):
+    escape = rich.markup.escape
     sessions = report["sessions"]
     workers = report["workers"]
     alive = sum(worker["alive"] for worker in workers)
-    console.print(f"[bold]{report['instance']}[/bold]  {report['mode']}, up {_span(time.time() - report['since'])}, "
-                  f"process {report['pid']}")
-    console.print(f"  device   {report['device']} {' '.join(report['addresses']) or 'no address yet'}")
+    console.print(f"[bold]{escape(report['instance'])}[/bold]  {report['mode']}, "
+                  f"up {_span(time.time() - report['since'])}, process {report['pid']}")
+    console.print(f"  device   {escape(report['device'])} {' '.join(report['addresses']) or 'no address yet'}")
     console.print(f"  offload  {' '.join(report['offload']) or '[yellow]none[/yellow]'}")
     style = "" if alive == len(workers) else "[red]"
     console.print(f"  workers  {style}{alive} of {len(workers)} alive, "
