@@ -60,6 +60,7 @@ def test_the_largest_message_passes_and_a_larger_one_is_our_bug(link):
         (b"\xff\xfe", 3),
         (b"[" * 100_000, 3),
     ],
+    ids=["size", "descriptors", "garbage", "encoding", "nesting"],
 )
 def test_what_is_no_message_closes_the_link_and_leaves_no_descriptor(link, data, count):
     _, theirs, _ = link

@@ -1,18 +1,33 @@
-"""The main process runs on gevent's sockets and processes, and so do its tests, in one event loop."""
+"""The main process runs on gevent's sockets and processes, and so do its tests, in one event loop.
 
-from gevent import monkey
+The daemon patches the whole process for that. Here only the modules under test get gevent's, because other tests share
+this process and want their threads.
+"""
 
-monkey.patch_socket()
-monkey.patch_subprocess()
+import socket
+import types
 
-import gevent  # noqa: E402  what must come first has come first
-import pytest  # noqa: E402
+import gevent
+import gevent.socket
+import gevent.subprocess
+import pytest
+
+from bulkvpnd import workerlink
+from bulkvpnd.admin import status as admin_status
+from bulkvpnd.control import client, listener, status, workers
 
 DEADLINE = 20
 """Seconds for one test, far more than any needs: what waits for an event that never comes fails and does not hang."""
 
+COOPERATIVE = types.SimpleNamespace(
+    **vars(socket) | {name: getattr(gevent.socket, name) for name in ("getaddrinfo", "socket", "socketpair")}
+)
+
 
 @pytest.fixture(autouse=True)
-def deadline():
+def on_gevent(monkeypatch):
+    for module in (admin_status, client, listener, status, workerlink, workers):
+        monkeypatch.setattr(module, "socket", COOPERATIVE)
+    monkeypatch.setattr(workers, "subprocess", gevent.subprocess)
     with gevent.Timeout(DEADLINE):
         yield

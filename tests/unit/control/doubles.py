@@ -3,7 +3,6 @@
 import contextlib
 import datetime
 import os
-import socket
 import types
 
 import gevent
@@ -11,6 +10,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from gevent import socket
 from gevent.event import Event
 
 from bulkvpnd import config, pki

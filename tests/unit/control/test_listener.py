@@ -1,12 +1,13 @@
 """control.listener over loopback: how many at a time, out of descriptors, both families, and clear errors."""
 
 import resource
-import socket
 import time
+from socket import has_dualstack_ipv6
 
 import gevent
 import pytest
 from doubles import connected, free_port, until
+from gevent import socket
 from gevent.event import Event
 
 from bulkvpnd.control.listener import Listener
@@ -104,7 +105,7 @@ def test_out_of_descriptors_it_pauses_and_then_goes_on(listen, caplog):
 
 @pytest.mark.parametrize("host", ["*", "::"])
 def test_one_line_listens_on_both_families(listen, host):
-    if not socket.has_dualstack_ipv6():
+    if not has_dualstack_ipv6():
         pytest.skip("this machine has no IPv6")
     port, handle = free_port(), Handle()
     handle.go.set()
@@ -116,7 +117,7 @@ def test_one_line_listens_on_both_families(listen, host):
 
 
 def test_an_ipv6_address_takes_no_ipv4_and_leaves_the_port_to_it(listen):
-    if not socket.has_dualstack_ipv6():
+    if not has_dualstack_ipv6():
         pytest.skip("this machine has no IPv6")
     port = free_port()
     listen(("::1", port))

@@ -167,7 +167,7 @@ FILES = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data=FILES)
 @example(data=b'{"leases": {"alice": 2, "bob": 2}}')
 def test_any_file_leaves_a_pool_that_works(data):
@@ -266,5 +266,5 @@ class AnyOrder(RuleBasedStateMachine):
         assert set(addresses) <= {f"10.86.0.{at}" for at in range(2, 7)}
 
 
-AnyOrder.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+AnyOrder.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
 TestAnyOrder = AnyOrder.TestCase

@@ -6,7 +6,6 @@ import gc
 import json
 import logging
 import os
-import socket
 import time
 import types
 
@@ -16,6 +15,7 @@ from doubles import (
     HELLO, Authority, Link, Routes, Tun, Workers, configuration, connected, context, descriptors, free_port, shaken,
     until,
 )  # fmt: skip
+from gevent import socket
 
 from bulkvpnd import service
 from bulkvpnd.control import server as server_module

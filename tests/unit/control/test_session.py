@@ -380,5 +380,5 @@ class AnyOrder(RuleBasedStateMachine):
             assert (session.idle_since is None) == bool(session.live_connections)
 
 
-AnyOrder.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+AnyOrder.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
 TestAnyOrder = AnyOrder.TestCase

@@ -2,13 +2,13 @@
 
 import json
 import os
-import socket
 import stat
 import time
 
 import gevent
 import pytest
 from doubles import until
+from gevent import socket
 
 from bulkvpnd.admin import status as admin
 from bulkvpnd.control import status as status_module
@@ -17,7 +17,7 @@ from bulkvpnd.control.status import REQUEST_MAX, StatusSocket
 
 @pytest.fixture
 def path(tmp_path):
-    reports = StatusSocket(tmp_path / "run", lambda: {"mode": "server"})
+    reports = StatusSocket(tmp_path / "run", lambda: {"instance": "server"})
     reports.start()
     yield tmp_path / "run" / "status.sock"
     reports.stop()
@@ -37,7 +37,7 @@ def ask(path, request, end=True):
 
 
 def test_one_line_in_one_line_out(path):
-    assert ask(path, b'{"command": "status"}\n', end=False) == b'{"mode": "server"}\n'
+    assert ask(path, b'{"command": "status"}\n', end=False) == b'{"instance": "server"}\n'
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,7 @@ def test_one_line_in_one_line_out(path):
         b'{"command": null}\n', b'{"command": ["status"]}\n', b'{"command": {}}\n', b'{"command": "reboot"}\n',
         b"[" * 4000 + b"\n", b'{"command": "status", "x": "' + b"x" * REQUEST_MAX + b'"}\n', b"x" * 3 * REQUEST_MAX,
     ],
+    ids=range(16),
 )  # fmt: skip
 def test_anything_else_is_answered_with_what_there_is(path, request_line, capfd):
     try:
@@ -57,7 +58,7 @@ def test_anything_else_is_answered_with_what_there_is(path, request_line, capfd)
     else:
         assert json.loads(answer) == {"error": "unknown command; there is: status"}
     assert "Traceback" not in capfd.readouterr().err
-    assert ask(path, b'{"command": "status"}\n') == b'{"mode": "server"}\n'
+    assert ask(path, b'{"command": "status"}\n') == b'{"instance": "server"}\n'
 
 
 def test_a_slow_request_ends_and_holds_nobody(path, monkeypatch):
@@ -108,4 +109,4 @@ def test_a_directory_that_cannot_be_made_is_an_os_error(tmp_path):
 
 def test_the_administrator_s_tool_and_the_socket_understand_each_other(path):
     # In another greenlet: the tool's sockets are this loop's too.
-    assert gevent.spawn(admin.ask, path).get(timeout=5) == {"mode": "server"}
+    assert gevent.spawn(admin.ask, path).get(timeout=5) == {"instance": "server"}

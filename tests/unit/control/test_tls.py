@@ -2,7 +2,6 @@
 
 import datetime
 import ipaddress
-import socket
 import ssl
 import tempfile
 
@@ -10,6 +9,7 @@ import gevent
 import pytest
 from cryptography import x509
 from doubles import CLIENT, DAY, NOW, SERVER, Authority, context
+from gevent import socket
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
