@@ -96,7 +96,7 @@ def _start_relay(relay, wait, per_mille):
     if per_mille:
         relay.run(["nft", "-f", "-"], stdin=None, input=(
             "table inet loss { chain forward { type filter hook forward priority 0;"
-            f' iifname "veth*" numgen random mod 1000 < {per_mille} counter drop; }} }}'
+            f' iifname "veth*" numgen random mod 1000 < {per_mille} counter drop; }}; }}\n'
         ))
     process = relay.start([sys.executable, "-m", "benchmarks.relay", "delay0", "delay1", DELAY],
                           cwd=pathlib.Path(__file__).parents[1])
