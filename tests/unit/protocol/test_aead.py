@@ -68,6 +68,7 @@ def way(request, monkeypatch):
 
 def test_every_cipher_that_is_offered_is_tested():
     assert sorted(aead.CIPHERS) == CIPHERS
+    assert (aead.KEY_SIZE, aead.NONCE_SIZE, aead.TAG_SIZE) == (32, 12, TAG)
 
 
 # Refused.

@@ -205,6 +205,7 @@ EVERY = [PLAIN4, PLAIN6, CSUM4, *SUPER.values()]
 
 
 def test_the_packets_here_are_right():
+    assert packet.OFFLOADS == ALL
     kept, segments, drops = look(payload(*EVERY))
     assert (kept, segments, drops) == (EVERY, 3 + 4 * 3, {})
 
@@ -221,8 +222,8 @@ def test_a_length_that_is_cut(front, cut):
 @pytest.mark.parametrize("front", [b"", payload(PLAIN4)], ids=["first", "second"])
 @pytest.mark.parametrize("length", [0, 1, 9, 10, 29, packet.ENTRY_MAX + 1, 2**24, 2**31 - 1, 2**31, 2**32 - 1])
 def test_a_length_that_no_packet_has(front, length):
-    content = front + length.to_bytes(4, "big") + PLAIN4[:10] + b"\x45" + bytes(packet.ENTRY_MAX + 100)
-    refused(content, "length")
+    body = (PLAIN4[:10] + b"\x45" + bytes(packet.ENTRY_MAX))[:length]
+    refused(front + length.to_bytes(4, "big") + body, "length")
 
 
 def test_a_length_beyond_the_payload():
@@ -246,7 +247,7 @@ def test_the_smallest_and_the_largest_entry():
 
 
 @pytest.mark.parametrize("entry", EVERY)
-@pytest.mark.parametrize("first", [0x00, 0x15, 0x35, 0x40, 0x44, 0x55, 0x5F, 0x70, 0x80, 0xF5])
+@pytest.mark.parametrize("first", [0x00, 0x15, 0x35, 0x40, 0x44, 0x50, 0x55, 0x5F, 0x70, 0x80, 0xF5])
 def test_not_ip(entry, first):
     assert look(payload(PLAIN4, poked(entry, 0, first), PLAIN6)) == ([PLAIN4, PLAIN6], 2, {"not_ip": 1})
 
@@ -426,6 +427,9 @@ def test_a_super_packet_with_a_cut_transport_header():
     for entry, header in ((TCP4, 40), (TCP6, 60), (UDP4, 28), (UDP6, 48)):
         assert look(payload(cut(entry, header))) == ([cut(entry, header)], 1, {})  # no data: no super-packet really
         refused(payload(cut(entry, header - 1)), "vnet")
+    for entry, start in ((TCP4, 20), (TCP6, 40)):
+        for size in range(start, start + 20):
+            refused(payload(cut(altered(entry, flags=DATA_VALID), size)), "vnet")
 
 
 @pytest.mark.parametrize("version", [V4, V6])
@@ -659,6 +663,12 @@ def test_segments_are_what_the_super_packet_stands_for(one):
 def test_a_checksum_is_completed(one):
     (completed,) = pieces_of(one.entry())
     check_segments(dataclasses.replace(one, gso_size=65535), [completed])
+
+
+def test_a_checksum_outside_its_packet_is_left():
+    for offset in (len(CSUM4) - 10 - 21, 65535):
+        entry = altered(CSUM4, csum_offset=offset)
+        assert pieces_of(entry) == [entry[10:]]
 
 
 @pytest.mark.parametrize("version", [V4, V6])
