@@ -84,31 +84,29 @@ def main():
     steps = runner.plan(present, arguments.rounds, arguments.seconds, chosen)
     used = {link: network.LINKS[link][1] for link in network.LINKS if any(step[2] == link for step in steps)}
 
-    def circumstances(results):
-        return report.Circumstances(facts, used, versions, missing, results.failures,
-                                    int(facts["cryptography"].partition(".")[0]) >= report.NEW_CRYPTOGRAPHY)
+    results = runner.Results()
+    circumstances = report.Circumstances(facts, used, versions, missing, results.failures,
+                                         int(facts["cryptography"].partition(".")[0]) >= report.NEW_CRYPTOGRAPHY)
 
-    latest = runner.Results()
-
-    def after_round(results):
-        nonlocal latest
-        latest = results
-        report.write(results.values, circumstances(results), output, arguments.json)
+    def after_round():
+        report.write(results.values, circumstances, output, arguments.json)
 
     status = 0
-    with Signals() as signals, network.cubic_allowed():
+    with Signals() as signals:
         try:
-            runner.run(steps, arguments.seconds, chosen, signals, after_round, arguments.logs)
+            runner.run(steps, results, arguments.seconds, chosen, signals, after_round, arguments.logs)
         except Interrupted as error:
-            print(f"benchmarks/run: ended by {error}; the rounds that were whole are kept", file=sys.stderr)
+            print(f"benchmarks/run: ended by {error}; only whole rounds were written to files", file=sys.stderr)
             status = 128 + signals.came
-    show(latest, circumstances(latest), arguments)
-    return status or (1 if latest.failures else 0)
+    show(results, circumstances)
+    return status or (1 if results.failures else 0)
 
 
-def show(results, circumstances, arguments):
+def show(results, circumstances):
     """Prints the results, the floors and what is missing on standard output."""
     found = report.medians(results.values)
+    if not found:
+        return
     names = list(dict.fromkeys(system for system, _ in found))
     console = rich.console.Console(width=None if sys.stdout.isatty() else 200)
     table = rich.table.Table(title=f"medians, {circumstances.machine['rounds']}", box=rich.box.SIMPLE)

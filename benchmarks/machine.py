@@ -36,6 +36,7 @@ def describe(python, rounds, seconds):
         "tools": ", ".join(f"{name} {version}" for name in PACKAGES if (version := _package(name))),
         "TCP": "; ".join(f"{name.partition('/')[2]} {' '.join((kernel / name).read_text().split())}" for name in (
             "ipv4/tcp_congestion_control", "ipv4/tcp_rmem", "ipv4/tcp_wmem", "core/rmem_max", "core/wmem_max")),
+        "load at the start": f"{os.getloadavg()[0]:.1f}",
         "rounds": f"{rounds} of {seconds} s a test",
     }  # fmt: skip
 

@@ -134,23 +134,14 @@ def _host(role):
 
 
 def _take_cubic(host):
-    host.run(["sysctl", "-qw", "net.ipv4.tcp_congestion_control=cubic"])
-
-
-@contextlib.contextmanager
-def cubic_allowed():
-    """Lets namespaces take cubic by default, which a machine with another default may forbid; undone at the end.
-
-    This one setting is the whole machine's: the kernel lets no namespace have a list of its own.
-    """
-    listed = ALLOWED.read_text().split()
-    if "cubic" not in listed:
-        ALLOWED.write_text(" ".join([*listed, "cubic"]))
+    """A machine with another default may forbid it to namespaces; the list of what is allowed is the machine's only."""
+    listed = ALLOWED.read_text()
+    if "cubic" not in listed.split():
+        ALLOWED.write_text(f"{listed.strip()} cubic")
     try:
-        yield
+        host.run(["sysctl", "-qw", "net.ipv4.tcp_congestion_control=cubic"])
     finally:
-        if "cubic" not in listed:
-            ALLOWED.write_text(" ".join(listed))
+        ALLOWED.write_text(listed)
 
 
 CLIENT_COUNTS = (1, 4, 16, 64)

@@ -46,13 +46,12 @@ def plan(systems, rounds, seconds, chosen):
     return steps
 
 
-def run(steps, seconds, chosen, signals, after_round, keep_logs=None):
-    """Does the steps of plan(). Returns Results; raises Interrupted.
+def run(steps, results, seconds, chosen, signals, after_round, keep_logs=None):
+    """Does the steps of plan() and adds what they give to `results`. Raises Interrupted.
 
-    signals: trial.Signals. after_round: called with the Results after each round. keep_logs: a directory that gets
-    the systems' logs of failures, or None.
+    signals: trial.Signals. after_round: called after each round. keep_logs: a directory that gets the systems' logs
+    of failures, or None.
     """
-    results = Results()
     with demo.Display(sum(planned for *_, planned in steps)) as display:
         for index, (number, system, link, wanted, planned) in enumerate(steps):
             display.begin(f"round {number}, {system.name}, {link}", planned)
@@ -61,8 +60,7 @@ def run(steps, seconds, chosen, signals, after_round, keep_logs=None):
             results.add(system.name, shown)
             display.finish(", ".join(f"{row} {value:,.4g}" for row, value in shown.items()) or "failed")
             if index + 1 == len(steps) or steps[index + 1][0] != number:
-                after_round(results)
-    return results
+                after_round()
 
 
 def _step(system, link, wanted, seconds, wait, results, keep_logs):
