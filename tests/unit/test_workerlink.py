@@ -124,3 +124,24 @@ def test_many_greenlets_send_at_once_and_every_message_arrives_whole_and_in_orde
     gevent.joinall(senders, raise_error=True)
     for sender in range(4):
         assert [message["number"] for message in seen if message["sender"] == sender] == list(range(30))
+
+
+class FullAtFirst:
+    """A socket as gevent's is when others took the room that it had waited for: sendmsg then returns 0."""
+
+    def __init__(self):
+        self.tries = 0
+        self.sent = []
+
+    def sendmsg(self, buffers, *_):
+        self.tries += 1
+        if self.tries < 3:
+            return 0
+        self.sent += buffers
+        return sum(map(len, buffers))
+
+
+def test_no_message_is_lost_when_there_is_no_room_after_waiting():
+    sock = FullAtFirst()
+    WorkerLink(sock).send({"type": "x"})
+    assert (sock.tries, sock.sent) == (3, [b'{"type":"x"}'])
