@@ -2,6 +2,7 @@
 
     DIRECTORY/README.md     the report
     DIRECTORY/rows.json     [{"system", "test", "value", "unit"}], the medians
+    DIRECTORY/run.json      what the medians are from: every value, and the circumstances
     DIRECTORY/*.png *.svg   the plots
 """
 
@@ -282,6 +283,15 @@ def _save(figure, directory, name):
     return f"{name}.png"
 
 
+def _run_text(values, circumstances):
+    several = {}
+    for (system, row), found in values.items():
+        several.setdefault(system, {})[row] = [float(f"{value:.4g}") for value in found]
+    facts = dataclasses.asdict(circumstances)
+    facts["failures"] = [[*where, why] for where, why in circumstances.failures.items()]
+    return json.dumps({**facts, "values": several}, indent=1) + "\n"
+
+
 def write(values, circumstances, directory=None, json_file=None):
     """Writes the report into `directory`, and the rows alone to `json_file`; either may be None."""
     text = "[\n" + ",\n".join(json.dumps(row) for row in rows(values)) + "\n]\n"
@@ -290,4 +300,5 @@ def write(values, circumstances, directory=None, json_file=None):
     if directory:
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "rows.json").write_text(text)
+        (directory / "run.json").write_text(_run_text(values, circumstances))
         (directory / "README.md").write_text(markdown(values, circumstances, plot(values, directory)))

@@ -95,11 +95,10 @@ class Bulkvpnd(System):
         code = ("import platform, importlib.metadata as m; print('Python', platform.python_version(), *(f'{name} "
                 "{m.version(name)}' for name in ('gevent', 'cryptography', 'pyroute2', 'ConfigArgParse')), sep=', ')")
         text = namespaces.execute([self.settings.python, "-c", code]).stdout.strip()
-        if self.settings.tree:
-            revision = namespaces.execute(["git", "-C", str(self.settings.tree), "describe", "--always", "--dirty"],
-                                          check=False).stdout.strip()
-            text = f"{revision}, {text}" if revision else text
-        return text
+        which = (["git", "-C", str(self.settings.tree), "describe", "--always", "--dirty"] if self.settings.tree
+                 else ["dpkg-query", "-W", "-f", "${Version}", "bulkvpnd"])
+        revision = namespaces.execute(which, check=False).stdout.strip()
+        return f"{revision}, {text}" if revision else text
 
     def start(self, trial):
         certificates(trial)

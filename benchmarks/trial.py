@@ -87,7 +87,7 @@ class Trial:
         self.wait = wait
         self.seconds = seconds
         self.inner = None
-        self._processes = {"server": [], "client": []}
+        self._processes = {}
         self._logs = []
         self._started = 0
 
@@ -101,7 +101,7 @@ class Trial:
 
     def adopt(self, host, process):
         """Counts a process that runs on `host`, with all that it starts, to the system."""
-        self._processes["server" if host is self.server else "client"].append(process)
+        self._processes.setdefault("server" if host is self.server else "client", []).append(process)
         return process
 
     def await_or_fail(self, condition, seconds, what):
@@ -133,7 +133,10 @@ class Trial:
         return [sys.executable, "-m", f"benchmarks.{module}", *arguments]
 
     def cpu_seconds(self):
-        """{"server": seconds, "client": seconds} of user and system time of the system's processes so far."""
+        """{"server": seconds, "client": seconds} of user and system time of the system's processes so far.
+
+        Empty for a system without processes.
+        """
         return {role: sum(sum(demo.cpu_seconds(process.pid).values()) for process in processes)
                 for role, processes in self._processes.items()}
 

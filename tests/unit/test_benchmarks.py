@@ -236,7 +236,15 @@ def test_report_names_missing_and_failed_systems_and_where_a_peer_is_ahead():
     assert "| `tcp4` | Mbit/s | - | 6,000 | 300 | 250 | 400 |" in text
 
 
-def test_report_without_plots_has_no_pictures(tmp_path):
-    report.write(VALUES, circumstances(), None, tmp_path / "rows.json")
-    assert json.loads((tmp_path / "rows.json").read_text()) == report.rows(VALUES)
+def test_report_shows_just_the_pictures_that_there_are():
     assert "![" not in report.markdown(VALUES, circumstances())
+    assert "![a title](a.png)" in report.markdown(VALUES, circumstances(), [("a.png", "a title")])
+
+
+def test_files_hold_the_rows_alone_and_every_value(tmp_path):
+    report.write(VALUES, circumstances(), tmp_path / "report", tmp_path / "rows.json")
+    assert json.loads((tmp_path / "rows.json").read_text()) == report.rows(VALUES)
+    assert (tmp_path / "report" / "rows.json").read_text() == (tmp_path / "rows.json").read_text()
+    run = json.loads((tmp_path / "report" / "run.json").read_text())
+    assert run["values"]["bulkvpnd"]["tcp4"] == [9000, 6000, 5000]
+    assert run["failures"] == [["nebula", "tcp4", "iperf3: nothing was received"]]
