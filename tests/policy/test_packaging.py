@@ -71,6 +71,8 @@ def setup():
         # Both would keep the daemon from net.* sysctls.
         ("ProtectKernelTunables", ["no"]),
         ("ProcSubset", None),
+        # Workers are started by setpriv(1), which needs capset.
+        ("SystemCallFilter", ["@system-service", "~@privileged @resources", "capset"]),
         ("WatchdogSec", ["30"]),
         ("Restart", ["on-failure"]),
         ("RestartPreventExitStatus", ["64 77 78"]),
