@@ -268,8 +268,13 @@ OPTIONS = (
     Option("congestion", choice("bbr", "cubic", "system"), "bbr", "NAME", "Performance",
            "TCP congestion control of the connections: bbr, cubic, or system for the host's default; "
            "where the kernel lacks it, the host's default stays"),
+    Option("queue-target", integer(1, 1000, "milliseconds"), "5", "MILLISECONDS", "Performance",
+           "how long packets of a flow may wait for their connection; longer for a whole queue-interval, and some are "
+           "marked (ECN) or dropped"),
+    Option("queue-interval", integer(10, 10000, "milliseconds"), "100", "MILLISECONDS", "Performance",
+           "how long the wait may be above queue-target; about the longest round trip of what goes through the tunnel"),
     Option("keepalive", duration(1, 3600), "5", "SECONDS", "Timing",
-           "a connection that has been silent for this long sends a PING; pushed to clients",
+           "how often a connection sends a PING, which keeps it alive and measures its round trip; pushed to clients",
            role="server"),
     Option("keepalive-timeout", duration(2, 7200), "20", "SECONDS", "Timing",
            "a connection from which nothing came for this long is dead; pushed to clients",

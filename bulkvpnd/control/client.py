@@ -216,6 +216,7 @@ class Client:
         message = {
             "type": "attach",
             "connection": connection.number,
+            "index": connection.index,
             **self._described(),
             "cipher": welcome.cipher,
             "secret_in": secrets[keys.SERVER_TO_CLIENT].hex(),
@@ -229,6 +230,8 @@ class Client:
                 "keepalive_timeout": welcome.keepalive_timeout,
                 "rekey_bytes": self._configuration.rekey_bytes,
                 "rekey_interval": self._configuration.rekey_interval,
+                "queue_target": self._configuration.queue_target / 1000,
+                "queue_interval": self._configuration.queue_interval / 1000,
             },
         }
         if not self.workers.send(worker, message, [sock.fileno()]):

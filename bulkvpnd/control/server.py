@@ -149,6 +149,7 @@ class Server:
         message = {
             "type": "attach",
             "connection": connection.number,
+            "index": connection.index,
             **_described(session),
             "cipher": session.terms["cipher"],
             "secret_in": secrets[keys.CLIENT_TO_SERVER].hex(),
@@ -162,6 +163,8 @@ class Server:
                 "keepalive_timeout": configuration.keepalive_timeout,
                 "rekey_bytes": configuration.rekey_bytes,
                 "rekey_interval": configuration.rekey_interval,
+                "queue_target": configuration.queue_target / 1000,
+                "queue_interval": configuration.queue_interval / 1000,
             },
         }
         sent = False

@@ -1,27 +1,47 @@
 """One outer TCP connection in its worker.
 
-Outbound: append --> send queue of frames --> sender greenlet: seal, send
+Outbound: append --> send queue --> sender greenlet: seal, send
+                 '-> much at once and nothing waits: seal, send; the sender greenlet gets what the socket left
 Inbound:  receiver greenlet: recv_into, open, inspect --> TUN queue
 
-Both greenlets belong to this connection alone: whatever goes wrong in them ends it and nothing else.
+Both greenlets belong to this connection alone: whatever goes wrong in them ends it and nothing else. Each waits in
+the hub for one thing, which its own watcher or `_wake` brings; nothing else may block in them.
 """
 
-import collections
+import socket
 import struct
 import time
 
 import gevent
-from gevent.event import Event
+from gevent.hub import get_hub
 
+from bulkvpnd.dataplane.sendqueue import SendQueue
 from bulkvpnd.protocol import frame, packet
 from bulkvpnd.protocol.errors import RemoteError
 
-SEND_QUEUE_FRAMES = 4
-"""Frames that wait for a connection before packets are dropped: 1 MiB with frames of 256 KiB (choice)."""
 CONTROL_QUEUE_MAX = 32
 """Control frames that wait; a peer that makes more (PINGs without reading the PONGs) is cut off (choice)."""
 RECEIVE_EXTRA = 256 * 1024
 """Bytes of the receive buffer beyond one frame, so that one system call can bring several (choice)."""
+FRAME_TIME = 0.004
+"""Seconds that a frame may occupy a slow path: a sparse flow waits that long at most for the one before (choice)."""
+UNSENT_TIME = 0.002
+"""Seconds of data that may wait unsent in the kernel, where nothing is fair any more (choice)."""
+BUDGET_MIN = 16 * 1024
+"""Bytes; smaller frames would cost more CPU time than they save time on the path (choice)."""
+UNSENT_RANGE = (8 * 1024, 128 * 1024)
+"""Bytes, TCP_NOTSENT_LOWAT: least and most (choice; the larger is DSVPN's value)."""
+RATE_PERIOD = 0.02
+"""Seconds over which the rate of a full socket is measured (choice)."""
+STALL_TIME = 1.0
+"""Seconds after which what waits for a socket that takes nothing is dropped: nobody wants it any more (choice)."""
+DIRECT_MIN = 16 * 1024
+"""Bytes of a run of packets that are sealed where they lie; less is copied, and may share a frame with the next run:
+a frame costs as much as copying this (benchmarks, tcp4)."""
+
+TCP_NOTSENT_LOWAT = 25
+"""linux/tcp.h; Python has no name for it."""
+_READ, _WRITE = 1, 2  # of libev
 
 _STAMP = struct.Struct(">Q")
 
@@ -34,14 +54,16 @@ COUNTERS = (
 class Connection:
     """Carries the packets of one session over one socket.
 
-    number: the main process's name for it. sock: connected, gevent's. session: routing.Session. sealer, opener:
-    protocol.keys. settings: frame_size, offloads, peer_offloads, keepalive, keepalive_timeout, rekey_bytes,
-    rekey_interval. worker: has queue, pool, scratch, drops, established(connection), closed(connection, reason,
-    clean). head: bytes that came behind the handshake.
+    number: the main process's name for it. index: its place in the session. sock: connected, non-blocking, a plain
+    socket and not gevent's. session: routing.Session. sealer, opener: protocol.keys. settings: frame_size, offloads,
+    peer_offloads, keepalive, keepalive_timeout, rekey_bytes, rekey_interval, queue_target, queue_interval. worker:
+    has queue, pool, scratch, plain, drops, established(connection), closed(connection, reason, clean, blame),
+    bug(error). head: bytes that came behind the handshake.
     """
 
-    def __init__(self, number, sock, session, sealer, opener, settings, worker, head=b""):
+    def __init__(self, number, index, sock, session, sealer, opener, settings, worker, head=b""):
         self.number = number
+        self.index = index
         self.session = session
         self.is_established = False
         self.rtt = None
@@ -64,9 +86,17 @@ class Connection:
         self._rekey_at = now + self._rekey_interval
         self._received_at = now
         self._pinged_at = now
-        self._queue = collections.deque()
-        self._control = collections.deque()
-        self._wake = Event()
+        self._queue = SendQueue(self, worker.pool, worker.drops, self._frame_size,
+                                settings["queue_target"], settings["queue_interval"])
+        self._control = []
+        self._is_idle = False  # the sender waits for _wake; nothing is queued and the socket takes more
+        self._left = None  # a sealed frame and its size, of which the socket took `_left[2]` bytes
+        self._full_since = None  # when the socket took no more; None while it does
+        self._writable = None  # watcher
+        self._rate = None  # bytes a second that a full socket took
+        self._rate_since = None
+        self._rate_bytes = 0
+        self._unsent_limit = UNSENT_RANGE[1]
         self._ended = False
         self._buffer = memoryview(bytearray(frame.OVERHEAD + self._frame_size + RECEIVE_EXTRA))
         self._buffer[: len(head)] = head
@@ -80,120 +110,117 @@ class Connection:
 
     # Outbound
 
-    def append(self, batch, start, end, packets):
-        """Queues the entries batch[start:end], `packets` of them; drops and counts them when the queue is full."""
-        if not self._passes_all and not self._split_up(batch, start, end):
+    def lane(self, flow):
+        """The lane of a flow, by its hash."""
+        lanes = self._queue.lanes
+        return lanes[flow % len(lanes)]
+
+    def append(self, batch, lanes, first, stop):
+        """Queues the entries first … stop - 1 of the Frame `batch`, of which lanes[n] is the lane of entry n."""
+        if self._full_since is not None and time.monotonic() - self._full_since > STALL_TIME:
+            self._worker.drops["stalled"] += stop - first
             return
-        size = end - start
-        queue = self._queue
-        last = queue[-1] if queue else None
-        if last is None or last.end + size > self._frame_size:
-            if size > self._frame_size:
-                self._append_singly(batch, start, end)
-                return
-            last = self._next_frame(packets)
-            if last is None:
-                return
-            if start == 0 and end == batch.end:
-                last.exchange(batch)
-                self._count(last, 0, end, packets)
-                self._wake.set()
-                return
-        at = last.end
-        last.view[at : at + size] = batch.view[start:end]
-        last.end = at + size
-        self._count(batch, start, end, packets)
-        self._wake.set()
+        if not self._passes_all:
+            self._append_plain(batch, lanes, first, stop)
+        elif not (self._is_idle and self._send_direct(batch, first, stop)):
+            self._queue.append(batch, lanes, first, stop, time.monotonic())
+        self._wake()
 
-    def _next_frame(self, packets):
-        fresh = None if len(self._queue) >= SEND_QUEUE_FRAMES else self._worker.pool.take()
-        if fresh is None:
-            self._worker.drops["queue_full"] += packets
-        else:
-            self._queue.append(fresh)
-        return fresh
-
-    def _count(self, batch, start, end, packets):
-        self.packets_out += packets
-        # Only entries larger than a packet can be super-packets; they are few, so looking at them one by one is cheap.
-        if end - start > packets * 1600:
-            self.segments_out += sum(
-                packet.segment_count(batch.buffer, at, at + int.from_bytes(batch.buffer[at - 4 : at], "big"))
-                for at in batch.starts
-                if start < at < end
-            )
-        else:
-            self.segments_out += packets
-
-    def _entries(self, batch, start, end):
-        for at in batch.starts:
-            if start < at < end:
-                yield at, at + int.from_bytes(batch.buffer[at - 4 : at], "big")
-
-    def _append_singly(self, batch, start, end):
-        """A peer with smaller frames than ours."""
-        for at, entry_end in self._entries(batch, start, end):
-            self.append(batch, at - 4, entry_end, 1)
-
-    def _split_up(self, batch, start, end):
-        """For a peer without offload: sends each entry as plain packets. Returns True if all may go as they are."""
-        plain = [
-            (at, entry_end, packet.plain_packets(batch.buffer, at, entry_end, self._peer_offloads))
-            for at, entry_end in self._entries(batch, start, end)
-        ]
-        if all(packets is None for _, _, packets in plain):
+    def _send_direct(self, batch, first, stop):
+        """Seals and sends the entries where they lie, if they are worth a frame. Returns whether it did."""
+        begin, end = batch.begin(first), batch.begin(stop)
+        if not DIRECT_MIN <= end - begin <= self._queue.budget or self._rekey_is_due():
+            return False
+        sealed = self._worker.pool.take(reserve=True)
+        size = self._seal(frame.DATA, batch.view[begin:end], sealed.view)
+        self.packets_out += stop - first
+        self.segments_out += _segments(batch, first, stop)
+        try:
+            sent = self._socket.send(sealed.view[:size])
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self._worker.pool.give_back(sealed)
+            self._end(error.strerror or "the socket failed")
             return True
-        for at, entry_end, packets in plain:
-            for one in packets or [batch.buffer[at + packet.VNET_SIZE : entry_end]]:
-                self._append_plain(one)
-        self._wake.set()
-        return False
+        self.bytes_out += sent
+        if sent == size:
+            self.frames_out += 1
+            self._worker.pool.give_back(sealed)
+        else:
+            self._left = sealed, size, sent
+        return True
 
-    def _append_plain(self, one):
-        size = frame.LENGTH_SIZE + packet.VNET_SIZE + len(one)
-        last = self._queue[-1] if self._queue else None
-        if last is None or last.end + size > self._frame_size:
-            last = self._next_frame(1)
-            if last is None:
-                return
-        at = last.end
-        last.view[at : at + size] = (size - frame.LENGTH_SIZE).to_bytes(4, "big") + packet.VNET_NONE + one
-        last.end = at + size
-        self.packets_out += 1
-        self.segments_out += 1
+    def _append_plain(self, batch, lanes, first, stop):
+        """For a peer without offload: every entry as plain packets, unless it may go as it is."""
+        plain = self._worker.plain
+        now = time.monotonic()
+        for number in range(first, stop):
+            start, end = batch.starts[number], batch.begin(number + 1)
+            packets = packet.plain_packets(batch.buffer, start, end, self._peer_offloads)
+            plain.clear()
+            if packets is None:
+                plain.copy(batch, number, number + 1)
+            else:
+                for one in packets:
+                    plain.add(packet.VNET_NONE + one)
+            self._queue.append(plain, [lanes[number]] * len(plain.starts), 0, len(plain.starts), now)
+
+    def _wake(self):
+        if self._is_idle and (self._queue or self._control or self._left):
+            self._is_idle = False
+            get_hub().loop.run_callback(self._greenlets[0].switch)
 
     def _send_loop(self):
+        hub = get_hub()
         pool, queue, control = self._worker.pool, self._queue, self._control
         while True:
-            self._wake.wait()
-            self._wake.clear()
-            while control or queue:
-                sealed = pool.take(reserve=True)
-                try:
-                    if control:
-                        kind, payload = control.popleft()
-                        size = self._seal(kind, payload, sealed.view)
-                    else:
-                        self._rekey_if_due()
-                        if control:
-                            continue
-                        kind, ready = frame.DATA, queue.popleft()
-                        size = self._seal(kind, ready.view[: ready.end], sealed.view)
-                        pool.give_back(ready)
-                    self._send_all(sealed.view[:size])
-                finally:
-                    pool.give_back(sealed)
-                self.frames_out += 1
-                self.bytes_out += size
-                if kind == frame.REKEY:
-                    self._sealer.ratchet()
-                    self._rekey_at = time.monotonic() + self._rekey_interval
-                elif kind == frame.CLOSE:
-                    return self._end(payload.decode("ascii"), clean=True)
+            if self._left:
+                self._send_left()
+            if not (control or queue):
+                self._is_idle = True
+                self._rate_since = None
+                # It took all there was: the path may be faster than it seemed.
+                queue.budget = min(2 * queue.budget, self._frame_size)
+                hub.switch()
+                continue
+            sealed = pool.take(reserve=True)
+            try:
+                if self._rekey_is_due():
+                    control.insert(0, (frame.REKEY, b""))
+                if control:
+                    kind, payload = control.pop(0)
+                    size = self._seal(kind, payload, sealed.view)
+                else:
+                    taken = queue.take(time.monotonic())
+                    if taken is None:
+                        continue
+                    kind, (filled, first, stop) = frame.DATA, taken
+                    size = self._seal(kind, filled.view[filled.begin(first) : filled.begin(stop)], sealed.view)
+                    self.packets_out += stop - first
+                    self.segments_out += _segments(filled, first, stop)
+                    queue.done()
+                self._send_all(sealed.view[:size])
+            finally:
+                pool.give_back(sealed)
+            self.frames_out += 1
+            if kind == frame.REKEY:
+                self._sealer.ratchet()
+                self._rekey_at = time.monotonic() + self._rekey_interval
+            elif kind == frame.CLOSE:
+                return self._end(payload.decode("ascii"), clean=True)
 
-    def _rekey_if_due(self):
-        if self._sealer.bytes >= self._rekey_bytes or time.monotonic() >= self._rekey_at:
-            self._control.append((frame.REKEY, b""))
+    def _send_left(self):
+        (sealed, size, sent), self._left = self._left, None
+        try:
+            self._wait_writable()
+            self._send_all(sealed.view[sent:size])
+        finally:
+            self._worker.pool.give_back(sealed)
+        self.frames_out += 1
+
+    def _rekey_is_due(self):
+        return self._sealer.is_due(self._rekey_bytes) or time.monotonic() >= self._rekey_at
 
     def _seal(self, kind, payload, out):
         header = frame.pack_header(kind, len(payload))
@@ -202,46 +229,97 @@ class Connection:
 
     def _send_all(self, data):
         send = self._socket.send
-        sent = send(data)
-        while sent < len(data):
-            sent += send(data[sent:])
+        while True:
+            try:
+                sent = send(data)
+            except BlockingIOError:
+                sent = 0
+            self.bytes_out += sent
+            self._rate_bytes += sent
+            if sent == len(data):
+                return
+            data = data[sent:]
+            self._wait_writable()
+
+    def _wait_writable(self):
+        hub = get_hub()
+        if self._rate_since is None:
+            self._rate_since, self._rate_bytes = time.monotonic(), 0
+        self._full_since = time.monotonic()
+        self._queue.is_full = True
+        if self._writable is None:
+            self._writable = hub.loop.io(self._socket.fileno(), _WRITE)
+        self._writable.start(gevent.getcurrent().switch)
+        try:
+            hub.switch()
+        finally:
+            self._writable.stop()
+        self._full_since = None
+        self._queue.is_full = False
+        self._measure(time.monotonic())
+
+    def _measure(self, now):
+        """What a full socket takes is what the path carries; frames and the kernel's share are cut to that."""
+        elapsed = now - self._rate_since
+        if elapsed < RATE_PERIOD:
+            return
+        rate = self._rate_bytes / elapsed
+        self._rate = rate if self._rate is None else (3 * self._rate + rate) / 4
+        self._rate_since, self._rate_bytes = now, 0
+        self._queue.budget = int(min(max(self._rate * FRAME_TIME, BUDGET_MIN), self._frame_size))
+        least, most = UNSENT_RANGE
+        limit = int(min(max(self._rate * UNSENT_TIME, least), most))
+        if not 0.75 < limit / self._unsent_limit < 1.33:
+            self._unsent_limit = limit
+            self._socket.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, limit)
 
     def close(self, reason):
         """Sends CLOSE behind what is being sent, then ends. reason: one of frame.CLOSE_REASONS."""
-        self._drop_queue("closing")
+        self._queue.drop_all("closing")
         self._control.append((frame.CLOSE, reason.encode("ascii")))
-        self._wake.set()
+        self._wake()
 
     # Inbound
 
     def _receive_loop(self):
-        buffer, receive, turn = self._buffer, self._socket.recv_into, self._worker.turn()
+        hub = get_hub()
+        buffer, receive = self._buffer, self._socket.recv_into
         whole = buffer.toreadonly()
         start, end = 0, self._filled
-        while True:
-            # Whole frames first: the handshake may have left some behind it.
-            needed = frame.HEADER_SIZE
-            while end - start >= frame.HEADER_SIZE:
-                kind, size = frame.unpack_header(whole, start, self._frame_size)
-                needed = frame.HEADER_SIZE + size
-                if end - start < needed:
-                    break
-                body = start + frame.HEADER_SIZE
-                self._frame(kind, bytes(whole[start:body]), whole[body : start + needed])
-                start += needed
+        watcher = hub.loop.io(self._socket.fileno(), _READ)
+        # Once, and not for every wait: the loop looks at all connections in turn, and each receives once a turn.
+        watcher.start(gevent.getcurrent().switch)
+        try:
+            while True:
+                # Whole frames first: the handshake may have left some behind it.
                 needed = frame.HEADER_SIZE
-            if start == end:
-                start = end = 0
-            elif len(buffer) - start < needed:
-                buffer[: end - start] = buffer[start:end]
-                start, end = 0, end - start
-            turn()
-            count = receive(buffer[end:])
-            if count == 0:
-                return self._end("the peer closed it without CLOSE")
-            end += count
-            self.bytes_in += count
-            self._received_at = time.monotonic()
+                while end - start >= frame.HEADER_SIZE:
+                    kind, size = frame.unpack_header(whole, start, self._frame_size)
+                    needed = frame.HEADER_SIZE + size
+                    if end - start < needed:
+                        break
+                    body = start + frame.HEADER_SIZE
+                    self._frame(kind, bytes(whole[start:body]), whole[body : start + needed])
+                    start += needed
+                    needed = frame.HEADER_SIZE
+                if start == end:
+                    start = end = 0
+                elif len(buffer) - start < needed:
+                    buffer[: end - start] = buffer[start:end]
+                    start, end = 0, end - start
+                hub.switch()
+                try:
+                    count = receive(buffer[end:])
+                except BlockingIOError:
+                    continue
+                if count == 0:
+                    return self._end("the peer closed it without CLOSE")
+                end += count
+                self.bytes_in += count
+                self._received_at = time.monotonic()
+        finally:
+            watcher.stop()
+            watcher.close()
 
     def _frame(self, kind, header, sealed):
         worker = self._worker
@@ -294,12 +372,15 @@ class Connection:
     # Both
 
     def tick(self, now):
-        """Liveness; called about once a second. now: time.monotonic()."""
+        """Liveness and what stands still; called about once a second. now: time.monotonic()."""
         silent = now - self._received_at
         if silent >= self._keepalive_timeout:
             self._end(f"nothing came from the peer for {silent:.0f} s")
-        elif silent >= self._keepalive and now - self._pinged_at >= self._keepalive:
+        elif now - self._pinged_at >= self._keepalive:
+            # Also while packets come: it is what measures the round trip.
             self._ping(now)
+        if self._full_since is not None and now - self._full_since > STALL_TIME:
+            self._queue.drop_all("stalled")
 
     def _ping(self, now):
         self._pinged_at = now
@@ -309,12 +390,17 @@ class Connection:
         if len(self._control) >= CONTROL_QUEUE_MAX:
             raise RemoteError("flood", "the peer asks faster than it reads answers")
         self._control.append((kind, payload))
-        self._wake.set()
+        self._wake()
 
     @property
     def queued(self):
         """Bytes that wait in the send queue."""
-        return sum(waiting.end for waiting in self._queue)
+        return self._queue.bytes
+
+    @property
+    def marked(self):
+        """Packets that were marked instead of dropped (ECN)."""
+        return self._queue.marked
 
     def _guard(self, loop):
         try:
@@ -330,18 +416,30 @@ class Connection:
             self._worker.bug(error)
             self._end("internal error")
 
-    def _drop_queue(self, cause):
-        while self._queue:
-            waiting = self._queue.popleft()
-            self._worker.drops[cause] += max(1, len(waiting.starts))
-            self._worker.pool.give_back(waiting)
-
     def _end(self, reason, clean=False, blame=None):
         if self._ended:
             return
         self._ended = True
-        self._drop_queue("connection_lost")
-        self._socket.close()
+        self._queue.drop_all("connection_lost")
         current = gevent.getcurrent()
         gevent.killall([one for one in self._greenlets if one is not current], block=False)
+        # Closed only when no watcher looks at it any more: the loop must never poll somebody else's descriptor.
+        get_hub().loop.run_callback(self._close_socket)
         self._worker.closed(self, reason, clean, blame)
+
+    def _close_socket(self):
+        if self._writable is not None:
+            self._writable.close()
+        self._socket.close()
+
+
+def _segments(filled, first, stop):
+    """Packets of wire size that the entries first … stop - 1 of a Frame stand for."""
+    count = stop - first
+    # Only entries larger than a packet can be super-packets; they are few, so looking at each is cheap.
+    if filled.begin(stop) - filled.begin(first) <= count * 1600:
+        return count
+    return sum([
+        packet.segment_count(filled.buffer, filled.starts[number], filled.begin(number + 1))
+        for number in range(first, stop)
+    ])

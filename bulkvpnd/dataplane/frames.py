@@ -12,10 +12,11 @@ class Frame:
     """A payload being filled, entries in wire format; or, sealed, the bytes that go over the connection.
 
     limit: bytes of payload. buffer, view: room for them and for what sealing adds. starts: offset of each entry's
-    virtio_net_hdr. end: bytes filled.
+    virtio_net_hdr. end: bytes filled. times: for a frame in a send queue, when each entry came, seconds. first: the
+    first entry that is still to be sent.
     """
 
-    __slots__ = ("buffer", "end", "limit", "starts", "view")
+    __slots__ = ("buffer", "end", "first", "limit", "starts", "times", "view")
 
     def __init__(self, limit):
         # Memory of its own mapping: page-aligned, zero pages until touched, so an idle connection costs nothing.
@@ -23,11 +24,37 @@ class Frame:
         self.view = memoryview(self.buffer)
         self.limit = limit
         self.starts = []
+        self.times = []
+        self.first = 0
         self.end = 0
 
     def clear(self):
         self.starts.clear()
+        self.times.clear()
+        self.first = 0
         self.end = 0
+
+    def begin(self, number):
+        """Offset of entry `number`, its length included; of the entry behind the last one it is `end`."""
+        return self.starts[number] - frame.LENGTH_SIZE if number < len(self.starts) else self.end
+
+    def copy(self, other, first, stop):
+        """Appends the entries first … stop - 1 of another Frame; the caller knows that there is room."""
+        begin, end = other.begin(first), other.begin(stop)
+        at = self.end
+        shift = at - begin
+        self.view[at : end + shift] = other.view[begin:end]
+        self.starts += [start + shift for start in other.starts[first:stop]]
+        self.end = end + shift
+
+    def add(self, entry):
+        """Appends one entry, bytes; the caller knows that there is room."""
+        start = self.end + frame.LENGTH_SIZE
+        end = start + len(entry)
+        self.view[self.end : start] = len(entry).to_bytes(frame.LENGTH_SIZE, "big")
+        self.view[start:end] = entry
+        self.starts.append(start)
+        self.end = end
 
     def exchange(self, other):
         """Swaps contents with another Frame of the same limit: a batch becomes a payload without being copied."""
@@ -35,6 +62,10 @@ class Frame:
         self.view, other.view = other.view, self.view
         self.starts, other.starts = other.starts, self.starts
         self.end, other.end = other.end, self.end
+
+    def release_memory(self):
+        """Gives the pages back to the kernel; the frame must be empty."""
+        self.buffer.madvise(mmap.MADV_DONTNEED)
 
 
 class FramePool:
@@ -62,6 +93,16 @@ class FramePool:
         else:
             self._free.append(used)
 
+    def release_memory(self):
+        """Gives the pages of the frames that nobody uses back to the kernel."""
+        for frame_ in self._free:
+            frame_.release_memory()
+
     @property
     def in_use(self):
         return self.made - len(self._free)
+
+    @property
+    def left(self):
+        """Frames that can still be taken."""
+        return self.limit - self.in_use

@@ -1,13 +1,14 @@
 """Which connection carries a packet.
 
-    packet --> flow memo --> connection                      (nearly always: one slice, one look-up)
+    packet --> flow memo --> lane of a connection            (nearly always: one slice, one look-up)
                   | miss
                   v
            destination address --> session --> rendezvous over its live connections in this worker
                                           '--> none here: a sibling worker that has one
                                           '--> none anywhere: dropped and counted
 
-Whatever a packet is routed to is a sink: it has append(batch, start, end, packets).
+Whatever a packet is routed to is a lane, which names its `sink`: that has append(batch, lanes, first, stop) for the
+entries first ... stop - 1 of a Frame.
 """
 
 from bulkvpnd.protocol.packet import VNET_SIZE, flow_hash, rendezvous
@@ -23,7 +24,7 @@ class Session:
 
     number: the main process's name for it. addresses: its own, bytes of 4 or 16 each. any_address: it carries every
     destination, and its peer may use every source (the client's only session). connections: live ones of this worker
-    by number. siblings: indexes of the other workers that have live ones.
+    by index, which is the same at both ends. siblings: indexes of the other workers that have live ones.
     """
 
     __slots__ = ("addresses", "any_address", "connections", "number", "siblings", "sources")
@@ -38,14 +39,15 @@ class Session:
 
 
 class Drop:
-    """A sink that counts."""
+    """A sink that counts, and its own only lane."""
 
     def __init__(self, drops, cause):
+        self.sink = self
         self._drops = drops
         self._cause = cause
 
-    def append(self, batch, start, end, packets):
-        self._drops[self._cause] += packets
+    def append(self, batch, lanes, first, stop):
+        self._drops[self._cause] += stop - first
 
 
 class Routes:
@@ -91,33 +93,32 @@ class Routes:
         from_sibling: the packets were handed over by another worker; they go to a connection or nowhere.
         """
         buffer, memo = batch.buffer, self._memo
-        sink, run, packets = None, 0, 0
+        sink, first, lanes = None, 0, []
         end = batch.end
-        starts = batch.starts
-        for start in starts:
+        for number, start in enumerate(batch.starts):
             ip = start + VNET_SIZE
-            first = buffer[ip]
+            version = buffer[ip]
             # Addresses and ports stand together in both headers; only where they really are ports are they used.
-            if first == 0x45 and buffer[ip + 9] in _TRANSPORT and not (buffer[ip + 6] & 0x3F or buffer[ip + 7]):
+            if version == 0x45 and buffer[ip + 9] in _TRANSPORT and not (buffer[ip + 6] & 0x3F or buffer[ip + 7]):
                 key = buffer[ip + 12 : ip + 24]
-            elif first & 0xF0 == 0x60 and buffer[ip + 6] in _TRANSPORT:
+            elif version & 0xF0 == 0x60 and buffer[ip + 6] in _TRANSPORT:
                 key = buffer[ip + 8 : ip + 44]
             else:
                 key = None
-            target = None if from_sibling else memo.get(key)
-            if target is None:
-                target = self._route(buffer, ip, end, from_sibling)
+            lane = None if from_sibling else memo.get(key)
+            if lane is None:
+                lane = self._route(buffer, ip, end, from_sibling)
                 if key is not None and not from_sibling:
                     if len(memo) >= MEMO_MAX:
                         memo.clear()
-                    memo[key] = target
-            if target is not sink:
-                if packets:
-                    sink.append(batch, run, start - 4, packets)
-                sink, run, packets = target, start - 4, 0
-            packets += 1
-        if packets:
-            sink.append(batch, run, end, packets)
+                    memo[key] = lane
+            lanes.append(lane)
+            if lane.sink is not sink:
+                if number:
+                    sink.append(batch, lanes, first, number)
+                sink, first = lane.sink, number
+        if lanes:
+            sink.append(batch, lanes, first, len(lanes))
 
     def _route(self, buffer, ip, end, from_sibling):
         version = buffer[ip] >> 4
@@ -127,7 +128,7 @@ class Routes:
             return self._no_session
         flow = flow_hash(buffer, ip, end)
         if session.connections:
-            return session.connections[rendezvous(flow, session.connections)]
+            return session.connections[rendezvous(flow, session.connections)].lane(flow)
         if session.siblings and not from_sibling:
             return self._siblings[rendezvous(flow, session.siblings)]
         return self._no_connection

@@ -32,6 +32,9 @@ class TunQueue:
         self._poll = _poll()
         self._poll.register(descriptor, _POLLIN)
 
+    def fileno(self):
+        return self._descriptor
+
     def wait(self, batch, seconds):
         """Waits up to `seconds` for packets and reads the first batch. For a native thread: blocks without the hub."""
         self._poll.poll(seconds * 1000)
@@ -58,6 +61,11 @@ class TunQueue:
             end = start + size
         batch.end = end
         return len(starts) - before
+
+    @staticmethod
+    def is_full(batch):
+        """Whether there may be more packets than `batch` could take."""
+        return batch.end > batch.limit - _ROOM or len(batch.starts) >= BATCH_PACKETS_MAX
 
     def write_batch(self, payload, spans):
         """Writes the entries payload[start:end] of `spans`. Returns how many the kernel refused."""

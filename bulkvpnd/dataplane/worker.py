@@ -5,7 +5,7 @@ Outbound, in this file and then in connection.py:
  2. routing.Routes finds each packet's connection.
  3. Connection.append puts it into the connection's send queue.
  4. The connection's sender greenlet seals and sends.
- 5. While packets keep coming the hub reads the queue itself; when it is empty, back to 1.
+ 5. While packets keep coming the hub reads the queue itself; when none came for LINGER seconds, back to 1.
 
 Inbound is wholly in connection.py.
 
@@ -22,6 +22,8 @@ import time
 import traceback
 
 import gevent
+from gevent import monkey
+from gevent.event import Event
 from gevent.hub import get_hub
 
 from bulkvpnd.dataplane.connection import COUNTERS, Connection
@@ -35,35 +37,47 @@ POOL_FRAMES = 256
 """Frames of a worker for all its connections: 64 MiB with frames of 256 KiB (choice)."""
 READER_WAIT = 1.0
 """Seconds that the reader waits before the hub sees it again (choice; bounds how late a stop is noticed)."""
+LINGER = 1.0
+"""Seconds without a packet after which the hub leaves the queue to the reader again. Handing a batch over costs two
+switches between threads, about 0.1 ms, which a flow that pauses for a moment need not pay (benchmarks, idle_rtt_ms)."""
+BATCHES_MAX = 4
+"""Full batches read one after the other. What is read waits in send queues, where it is controlled, and no longer in
+the device, where a ping is behind all else; more would keep the connections waiting (choice)."""
 SWITCH_INTERVAL = 0.0005
 """Seconds; how long callbacks may run before gevent's loop looks at its descriptors again."""
 STATUS_CONNECTIONS = 100
 """Connections in one status message, so that it fits the link."""
+IDLE_TIME = 10
+"""Ticks, about seconds, without a frame after which free frames give their memory back (choice)."""
 
 DROPS = (
-    "no_session", "no_connection", "queue_full", "sibling_full", "connection_lost", "closing",
-    "foreign_source", "not_ip", "ip_length", "tun_refused",
+    "no_session", "no_connection", "queue_delay", "queue_full", "sibling_full", "stalled", "connection_lost",
+    "closing", "foreign_source", "not_ip", "ip_length", "tun_refused",
 )  # fmt: skip
+
+# What travels on outer connections is read and written without blocking, by watchers of our own: gevent's socket makes
+# a new one for each wait.
+_socket = monkey.get_original("socket", "socket")
+_READ = 1  # of libev
 
 
 class Sibling:
-    """A sink: hands packets to another worker. descriptor: of its inbox, non-blocking SEQPACKET."""
+    """A sink, and its own only lane: hands packets to another worker. descriptor: of its inbox, non-blocking."""
 
     def __init__(self, descriptor, drops):
+        self.sink = self
         self._descriptor = descriptor
         self._drops = drops
         self.packets = 0
 
-    def append(self, batch, start, end, packets):
-        for at in batch.starts:
-            if start < at < end:
-                size = int.from_bytes(batch.buffer[at - 4 : at], "big")
-                try:
-                    os.write(self._descriptor, batch.view[at : at + size])
-                    self.packets += 1
-                except OSError:
-                    # Full, or being replaced: as with any full queue, the packet goes.
-                    self._drops["sibling_full"] += 1
+    def append(self, batch, lanes, first, stop):
+        for number in range(first, stop):
+            try:
+                os.write(self._descriptor, batch.view[batch.starts[number] : batch.begin(number + 1)])
+                self.packets += 1
+            except OSError:
+                # Full, or being replaced: as with any full queue, the packet goes.
+                self._drops["sibling_full"] += 1
 
 
 class Worker:
@@ -74,7 +88,8 @@ class Worker:
         self.connections = {}
         self.drops = collections.Counter(dict.fromkeys(DROPS, 0))
         self.counters = collections.Counter(waits=0, batches=0, packets_read=0, from_siblings=0)
-        self._turn_descriptor = os.eventfd(1, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._outbox = collections.deque()
+        self._has_outbox = Event()
         self._handlers = {
             "session": self._on_session,
             "forget": self._on_forget,
@@ -102,11 +117,13 @@ class Worker:
         # One place to open frames into: between opening and writing to the TUN nothing else runs.
         self.scratch = Frame(message["frame_size"]).view
         self.scratch_read = self.scratch.toreadonly()
+        self.plain = Frame(message["frame_size"])
         indexes = [index for index in range(message["workers"]) if index != self.index]
         self.siblings = {index: Sibling(fd, self.drops) for index, fd in zip(indexes, siblings, strict=True)}
         self.routes = Routes(self.drops, self.siblings)
         gevent.spawn(self._forever, self._outbound_loop)
         gevent.spawn(self._forever, self._inbox_loop, TunQueue(inbox), inbox)
+        gevent.spawn(self._forever, self._report_loop)
         gevent.spawn(self._forever, self._tick_loop)
         gc.collect()
         gc.freeze()
@@ -115,41 +132,44 @@ class Worker:
     # Outbound
 
     def _outbound_loop(self):
-        queue, split, counters = self.queue, self.routes.split, self.counters
-        apply = get_hub().threadpool.apply
-        turn = self.turn()
+        hub, queue, split, counters = get_hub(), self.queue, self.routes.split, self.counters
+        resume = gevent.getcurrent().switch
+        readable, lapse = hub.loop.io(queue.fileno(), _READ), hub.loop.timer(LINGER, LINGER)
         batch = Frame(self.pool.frame_size)
         while True:
-            count = apply(queue.wait, (batch, READER_WAIT))
+            count = hub.threadpool.apply(queue.wait, (batch, READER_WAIT))
             counters["waits"] += 1
-            while count:
-                split(batch)
-                counters["batches"] += 1
-                counters["packets_read"] += count
-                batch.clear()
-                turn()
-                count = queue.read_batch(batch)
+            if not count:
+                continue
+            readable.start(resume, True)
+            lapse.start(resume, False)
+            seen = 0
+            while True:
+                for _ in range(BATCHES_MAX):
+                    counters["batches"] += 1
+                    counters["packets_read"] += len(batch.starts)
+                    is_full = queue.is_full(batch)
+                    split(batch)
+                    batch.clear()
+                    if not is_full or not queue.read_batch(batch):
+                        break
+                if hub.switch():
+                    queue.read_batch(batch)
+                elif seen == counters["packets_read"]:
+                    break
+                else:
+                    seen = counters["packets_read"]
+            readable.stop()
+            lapse.stop()
 
     def _inbox_loop(self, inbox, descriptor):
         batch = Frame(self.pool.frame_size)
-        turn = self.turn()
         while True:
             gevent.socket.wait_read(descriptor)
             count = inbox.read_batch(batch)
             self.routes.split(batch, from_sibling=True)
             self.counters["from_siblings"] += count
             batch.clear()
-            turn()
-
-    def turn(self):
-        """A function for one greenlet: lets the event loop poll its descriptors once, then goes on.
-
-        gevent.sleep(0) would not do: gevent runs up to 50 callbacks before it polls again, so a few busy greenlets
-        can keep sockets waiting for milliseconds. An eventfd that is always readable ends every poll at once.
-        """
-        hub = get_hub()
-        watcher = hub.loop.io(self._turn_descriptor, 1)
-        return lambda: hub.wait(watcher)
 
     # The main process's orders
 
@@ -175,10 +195,11 @@ class Worker:
             self.routes.remove(session)
 
     def _on_attach(self, message, descriptors):
-        sock = socket.socket(fileno=descriptors[0])
-        sock.setblocking(True)  # for gevent, which waits cooperatively; the descriptor itself is non-blocking
+        sock = _socket(fileno=descriptors[0])
+        sock.setblocking(False)
         connection = Connection(
             message["connection"],
+            message["index"],
             sock,
             self._session(message),
             Sealer(message["cipher"], bytes.fromhex(message["secret_out"])),
@@ -219,6 +240,7 @@ class Worker:
             "established": connection.is_established,
             "age": round(time.monotonic() - connection.since, 3),
             "queued": connection.queued,
+            "marked": connection.marked,
             "rtt_ms": None if connection.rtt is None else round(connection.rtt * 1000, 3),
             **{name: getattr(connection, name) for name in COUNTERS},
         }
@@ -227,13 +249,15 @@ class Worker:
 
     def established(self, connection):
         """The first authentic frame came: from now on the connection carries its session's packets."""
-        connection.session.connections[connection.number] = connection
-        self.routes.changed()
+        connection.session.connections[connection.index] = connection
+        # The peer's answers may come before the main process has told everybody of a new session.
+        self.routes.add(connection.session)
         self._tell("established", connection=connection.number)
 
     def closed(self, connection, reason, clean, blame):
         self.connections.pop(connection.number, None)
-        if connection.session.connections.pop(connection.number, None):
+        if connection.session.connections.get(connection.index) is connection:
+            del connection.session.connections[connection.index]
             self.routes.changed()
         self._tell(
             "closed",
@@ -246,20 +270,35 @@ class Worker:
 
     def bug(self, error):
         """An exception that should not have been; the main process logs it."""
-        self._tell("bug", traceback="".join(traceback.format_exception(error))[-4000:])
+        self._tell("bug", traceback=_traceback(error))
+
+    def _tell(self, type, **fields):
+        # Never sent from here: a link that is full would block the greenlet of a connection.
+        self._outbox.append({"type": type, **fields})
+        self._has_outbox.set()
+
+    def _report_loop(self):
+        while True:
+            self._has_outbox.wait()
+            self._has_outbox.clear()
+            while self._outbox:
+                self._link.send(self._outbox.popleft())
 
     # Housekeeping
 
     def _tick_loop(self):
+        idle = seen = 0
         while True:
             gevent.sleep(1)
             now = time.monotonic()
             for connection in list(self.connections.values()):
                 connection.tick(now)
-            self._tell("alive")
-
-    def _tell(self, type, **fields):
-        self._link.send({"type": type, **fields})
+            idle = idle + 1 if not self.pool.in_use and self.counters["packets_read"] == seen else 0
+            seen = self.counters["packets_read"]
+            if idle == IDLE_TIME:
+                self.pool.release_memory()
+            if not self._outbox:
+                self._tell("alive")
 
     def _forever(self, loop, *arguments):
         """A loop that everyone in this worker needs: if it fails the worker is useless, and a new one is better."""
@@ -270,9 +309,13 @@ class Worker:
         except Exception as error:
             traceback.print_exc()
             try:
-                self.bug(error)
+                self._link.send({"type": "bug", "traceback": _traceback(error)})
             finally:
                 os._exit(1)
+
+
+def _traceback(error):
+    return "".join(traceback.format_exception(error))[-4000:]
 
 
 def main():

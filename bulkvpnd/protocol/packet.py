@@ -164,6 +164,27 @@ def segment_count(buffer, start, end):
     return max(1, -(-(end - start - VNET_SIZE - (buffer[start + 2] | buffer[start + 3] << 8)) // gso_size))
 
 
+def mark_congestion(buffer, ip):
+    """Marks the IP packet at buffer[ip] as having met congestion, if its ends understand that (RFC 3168 section 5).
+
+    Returns False for a packet that is not ECN-capable: it must be dropped instead.
+    """
+    if buffer[ip] >> 4 == 6:
+        # RFC 8200 section 3: the traffic class lies across the first two bytes.
+        if not buffer[ip + 1] & 0x30:
+            return False
+        buffer[ip + 1] |= 0x30
+        return True
+    before = buffer[ip + 1]
+    if not before & 3:
+        return False
+    buffer[ip + 1] = before | 3
+    # RFC 1624, equation 3, for the one 16-bit word that has changed.
+    total = (~_U16.unpack_from(buffer, ip + 10)[0] & 0xFFFF) + (before ^ 3) % 4
+    _U16.pack_into(buffer, ip + 10, ~(total % 0xFFFF) & 0xFFFF)
+    return True
+
+
 def flow_hash(buffer, ip, end):
     """A number that is the same for every packet of a flow and for both of its directions.
 
@@ -191,7 +212,7 @@ def flow_hash(buffer, ip, end):
 
 
 def rendezvous(flow, numbers):
-    """The member of `numbers` (non-empty, ints) that carries `flow`.
+    """The member of `numbers` (non-empty, ints) that carries `flow`; both ends choose alike.
 
     Highest random weight (Thaler and Ravishankar 1998): when a number goes, only its flows move, evenly over the rest.
     """
