@@ -41,7 +41,8 @@ ENVIRONMENT = ("PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8
 UP = ("running", "degraded")
 """Of `systemctl is-system-running`. Degraded: some unit of Debian's own may fail in a container."""
 
-NAMESPACES = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
+NAMESPACES = ("setpriv", "--pdeathsig=KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
+"""Everything inside ends with unshare, and that with the tests, even where these are killed."""
 
 # $1 image, $2 the root's directory, $3 packages that were downloaded before
 OVERLAY = """
@@ -182,6 +183,14 @@ class Machine:
         self.root = root
 
     def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *exception):
+        self.stop()
+
+    def start(self):
+        """Boots it and waits until it is up."""
         (self.root.path / "etc" / "hostname").write_text(self.name + "\n")
         self.console = (self.root.directory / "console").open("w+")
         self.process = subprocess.Popen([*self.root.arguments(BOOT), self.name], stdin=subprocess.DEVNULL,
@@ -189,11 +198,11 @@ class Machine:
         try:
             wait_until(self._is_up, BOOT_TIMEOUT, f"{self.name} is up")
         except BaseException:
-            self.__exit__()
+            self.stop()
             raise
-        return self
 
-    def __exit__(self, *exception):
+    def stop(self):
+        """Shuts it down in good order, or else by force. The files stay; what was done to its network is gone."""
         try:
             if self.process.poll() is None:
                 with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):
@@ -226,12 +235,6 @@ class Machine:
     def journal(self, *arguments):
         """The lines of the journal that journalctl(1) gives for the arguments."""
         return self.run("journalctl", "--no-pager", "--output=short-monotonic", *arguments).stdout.splitlines()
-
-    def reboot(self):
-        """Starts the machine again, with the same files. What was done to its network from outside is gone."""
-        before = self.init
-        self.run("systemctl", "reboot", check=False)
-        wait_until(lambda: self.init not in (None, before) and self._is_up(), BOOT_TIMEOUT, f"{self.name} is up again")
 
     def _is_up(self):
         if self.process.poll() is not None:
