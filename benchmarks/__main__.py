@@ -26,7 +26,8 @@ def parser():
                f"checkout, wireguard-go@PATH for another program. Tests: {', '.join(tests.ROWS)}.",
     )  # fmt: skip
     made.add_argument("--systems", metavar="NAME,...", default=",".join(systems.DEFAULT), help="default: all")
-    made.add_argument("--only", metavar="TEST,...", help="only these tests; clients, too, stands for all clients...")
+    made.add_argument("--only", metavar="TEST,...",
+                      help="only these tests; a first word such as clients or udp64 stands for all that have it")
     made.add_argument("--rounds", type=int, metavar="N", help=f"default {NORMAL['rounds']}")
     made.add_argument("--seconds", type=int, metavar="N",
                       help=f"how long each measurement takes (default {NORMAL['seconds']})")

@@ -9,6 +9,7 @@ trial's hosts, in the foreground. Its devices and processes go with the hosts. N
     openvpn-{tcp,udp}-{aes,chacha}, nebula, ocserv, tinc
 """
 
+import contextlib
 import dataclasses
 import datetime
 import functools
@@ -97,7 +98,7 @@ class Bulkvpnd(System):
         text = namespaces.execute([self.settings.python, "-c", code]).stdout.strip()
         which = (["git", "-C", str(self.settings.tree), "describe", "--always", "--dirty"] if self.settings.tree
                  else ["dpkg-query", "-W", "-f", "${Version}", "bulkvpnd"])
-        revision = namespaces.execute(which, check=False).stdout.strip()
+        revision = printed(*which)
         return f"{revision}, {text}" if revision else text
 
     def start(self, trial):
@@ -150,8 +151,7 @@ class OpenVPN(System):
         self.cipher = cipher
 
     def version(self):
-        # Its exit status is 1 in some versions.
-        return namespaces.execute(["openvpn", "--version"], check=False).stdout.split(" [")[0].split("\n")[0]
+        return printed("openvpn", "--version").split(" [")[0].split("\n")[0]
 
     def start(self, trial):
         certificates(trial)
@@ -180,9 +180,9 @@ class WireGuardGo(System):
         self.commands = {program: "wireguard-go", "wg": "wireguard-tools"}
 
     def version(self):
-        first = namespaces.execute([self.program, "--version"], check=False).stdout.split("\n")[0]
+        first = printed(self.program, "--version").split("\n")[0]
         # Debian's builds name the version 0.0.20220316 by its upstream text only in the package.
-        package = namespaces.execute(["dpkg-query", "-W", "-f", "${Version}", "wireguard-go"], check=False).stdout
+        package = printed("dpkg-query", "-W", "-f", "${Version}", "wireguard-go")
         return f"{first} ({package})" if self.program == "wireguard-go" and package else first
 
     def start(self, trial):
@@ -216,7 +216,7 @@ class Nebula(System):
     commands = {"nebula": "nebula", "nebula-cert": "nebula"}
 
     def version(self):
-        return namespaces.execute(["nebula", "-version"]).stdout.strip().replace("Version:", "Nebula")
+        return printed("nebula", "-version").replace("Version:", "Nebula")
 
     def start(self, trial):
         namespaces.execute(["nebula-cert", "ca", "-name", "benchmark"], cwd=trial.directory)
@@ -245,10 +245,7 @@ class Ocserv(System):
     PORT = 4443
 
     def version(self):
-        server, client = (namespaces.execute([command, "--version"], check=False)
-                          for command in ("ocserv", "openconnect"))
-        first = (server.stdout or server.stderr).strip().split("\n")[0]
-        return f"{first}; {client.stdout.split(chr(10))[0]}"
+        return "; ".join(printed(command, "--version").split("\n")[0] for command in ("ocserv", "openconnect"))
 
     def start(self, trial):
         certificates(trial)
@@ -290,7 +287,7 @@ class Tinc(System):
     commands = {"tincd": "tinc"}
 
     def version(self):
-        return namespaces.execute(["tincd", "--version"]).stdout.split("\n")[0].split(" (")[0]
+        return printed("tincd", "--version").split(" (")[0]
 
     def start(self, trial):
         ends = (("server", trial.server, INNER_SERVER), ("client", trial.client, inner_client(0)))
@@ -312,6 +309,14 @@ class Tinc(System):
             trial.spawn(host, ["tincd", "--config", trial.directory / end, "--no-detach",
                                "--pidfile", trial.directory / f"{end}.pid"])
         return INNER_SERVER
+
+
+def printed(*argv):
+    """What a command prints, on whatever stream and with whatever status; "" where it cannot be run (git, say)."""
+    with contextlib.suppress(namespaces.CommandError):
+        done = namespaces.execute(list(argv), check=False)
+        return (done.stdout or done.stderr).strip()
+    return ""
 
 
 def certificates(trial):
