@@ -15,7 +15,6 @@ import pathlib
 import re
 import select
 import shutil
-import signal
 import subprocess
 import time
 
@@ -64,7 +63,7 @@ exec chroot . env -i "$@"
 BOOT = OVERLAY + """
 umount -R /sys/fs/cgroup
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
-mkdir "/sys/fs/cgroup/$1"
+mkdir -p "/sys/fs/cgroup/$1"
 echo 0 >"/sys/fs/cgroup/$1/cgroup.procs"
 mount -t tmpfs tmpfs /run
 exec unshare --cgroup sh -euc '
@@ -209,8 +208,7 @@ class Machine:
                     self.run("systemctl", "poweroff", check=False)
                     self.process.wait(HALT_TIMEOUT)
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.kill()
             self.process.wait()
             self.console.close()
             namespaces.execute(["unshare", "--mount", "sh", "-euc", REMOVE_CGROUP, "sh", self.name], check=False)
