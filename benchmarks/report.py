@@ -8,6 +8,7 @@
 
 import dataclasses
 import json
+import math
 import operator
 import re
 import statistics
@@ -89,13 +90,14 @@ def compare(values, versions, new):
         else:
             theirs = _best(values, *floor.theirs, versions)
             if theirs is None:
-                reason = f"{floor.theirs[0]} was not measured"
+                reason = f"{floor.theirs[0]} has no {floor.theirs[1]}"
                 if floor.theirs[0] == "wireguard-go":
                     reason = "no wireguard-go with offload was measured"
             elif ours is not None:
                 value = floor.combine(ours, theirs) if theirs or floor.combine is operator.sub else None
         if value is None:
-            lines.append((floor.text, None, limit_text, f"not measured: {reason or 'bulkvpnd has no value'}"))
+            reason = reason or f"{floor.ours[0]} has no {floor.ours[1]}"
+            lines.append((floor.text, None, limit_text, f"not measured: {reason}"))
             continue
         met = value >= limit if floor.least else value <= limit
         lines.append((floor.text, value, limit_text, "met" if met else "not met"))
@@ -230,7 +232,7 @@ def _bars(found, title, wanted, logarithmic):
 
     wanted = [row for row in wanted if any(name == row for _, name in found)]
     systems = list(dict.fromkeys(system for system, row in found if row in wanted))
-    if not systems:
+    if not any(found.get((system, row)) for system in systems for row in wanted):
         return None
     figure, axes = pyplot.subplots(figsize=(9, 1.2 + len(systems) * (0.25 + 0.17 * len(wanted))), layout="constrained")
     height = 0.8 / len(wanted)
@@ -243,10 +245,12 @@ def _bars(found, title, wanted, logarithmic):
     axes.set_title(title)
     axes.margins(x=0.1)
     if logarithmic:
-        axes.set_xscale("log")
+        least = min(value for (_, row), value in found.items() if row in wanted and value > 0)
+        axes.set(xscale="log", xlim=(10 ** math.floor(math.log10(least)), None))
+        axes.xaxis.set_major_formatter("{x:,g}")
     axes.grid(axis="x", alpha=0.3)
     if len(wanted) > 1:
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 

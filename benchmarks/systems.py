@@ -93,7 +93,7 @@ class Bulkvpnd(System):
         return None
 
     def version(self):
-        code = ("import platform, importlib.metadata as m; print('Python', platform.python_version(), *(f'{name} "
+        code = ("import platform, importlib.metadata as m; print('Python ' + platform.python_version(), *(f'{name} "
                 "{m.version(name)}' for name in ('gevent', 'cryptography', 'pyroute2', 'ConfigArgParse')), sep=', ')")
         text = namespaces.execute([self.settings.python, "-c", code]).stdout.strip()
         which = (["git", "-C", str(self.settings.tree), "describe", "--always", "--dirty"] if self.settings.tree
@@ -151,7 +151,7 @@ class OpenVPN(System):
         self.cipher = cipher
 
     def version(self):
-        return printed("openvpn", "--version").split(" [")[0].split("\n")[0]
+        return printed("openvpn", "--version").split(" [")[0]
 
     def start(self, trial):
         certificates(trial)
@@ -180,7 +180,7 @@ class WireGuardGo(System):
         self.commands = {program: "wireguard-go", "wg": "wireguard-tools"}
 
     def version(self):
-        first = printed(self.program, "--version").split("\n")[0]
+        first = printed(self.program, "--version")
         # Debian's builds name the version 0.0.20220316 by its upstream text only in the package.
         package = printed("dpkg-query", "-W", "-f", "${Version}", "wireguard-go")
         return f"{first} ({package})" if self.program == "wireguard-go" and package else first
@@ -245,7 +245,7 @@ class Ocserv(System):
     PORT = 4443
 
     def version(self):
-        return "; ".join(printed(command, "--version").split("\n")[0] for command in ("ocserv", "openconnect"))
+        return "; ".join(printed(command, "--version") for command in ("ocserv", "openconnect"))
 
     def start(self, trial):
         certificates(trial)
@@ -312,10 +312,11 @@ class Tinc(System):
 
 
 def printed(*argv):
-    """What a command prints, on whatever stream and with whatever status; "" where it cannot be run (git, say)."""
-    with contextlib.suppress(namespaces.CommandError):
+    """The first line that a command prints, but not its error; "" where there is none, or no such command."""
+    with contextlib.suppress(namespaces.CommandError, IndexError):
         done = namespaces.execute(list(argv), check=False)
-        return (done.stdout or done.stderr).strip()
+        # openvpn gives its version with status 1, ocserv gives it on standard error.
+        return (done.stdout or (done.stderr if done.returncode == 0 else "")).strip().splitlines()[0]
     return ""
 
 

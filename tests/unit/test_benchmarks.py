@@ -208,7 +208,7 @@ def test_a_round_trip_is_compared_by_difference():
 
 def test_what_was_not_measured_says_so():
     found = compared()
-    assert found["lossy link / OpenVPN TCP"] == (None, "not measured: openvpn-tcp was not measured")
+    assert found["lossy link / OpenVPN TCP"] == (None, "not measured: openvpn-tcp has no lossy_mbps")
 
 
 def test_only_a_wireguard_go_with_offload_counts():
