@@ -243,7 +243,7 @@ def _bars(found, title, wanted, logarithmic):
     axes.set_yticks([place + 0.4 - height / 2 for place in range(len(systems))], systems)
     axes.invert_yaxis()
     axes.set_title(title)
-    axes.margins(x=0.1)
+    axes.margins(x=0.1, y=0.01)
     if logarithmic:
         least = min(value for (_, row), value in found.items() if row in wanted and value > 0)
         axes.set(xscale="log", xlim=(10 ** math.floor(math.log10(least)), None))
@@ -266,9 +266,11 @@ def _growth(found):
     if not curves:
         return None
     figure, several = pyplot.subplots(1, len(GROWTH), figsize=(12, 4), layout="constrained")
+    colours = {system: f"C{number}" for number, system in enumerate(dict.fromkeys(
+        system for systems in curves.values() for system in systems))}
     for axes, (what, title) in zip(several, GROWTH):
         for system, points in curves.get(what, {}).items():
-            axes.plot(*zip(*sorted(points)), marker="o", label=system)
+            axes.plot(*zip(*sorted(points)), marker="o", label=system, color=colours[system])
         axes.set(title=title, xlabel="clients", xscale="log", ylim=(0, None))
         ticks = sorted({count for points in curves.get(what, {}).values() for count, _ in points})
         axes.set_xticks(ticks, ticks)
