@@ -5,9 +5,10 @@
 
 A flow is a socket of the sender; a datagram carries its flow and its number in it. The sender makes one system call
 a datagram and never UDP segmentation offload: the question is what small datagrams of many senders meet, not what one
-sender of a bulk meets. Directly over a veth pair it sends and the receiver counts about 190,000 a second on the
-machine of docs/benchmarks/log.md; iperf3 sends about 230,000 and its receiver, with the kernel's default buffer,
-loses some of them. Both are far above what a tunnel carries with what they leave it of two cores.
+sender of a bulk meets. Directly over a veth pair, on two cores of an AMD EPYC at 2.4 GHz, it sends and the receiver
+counts about 190,000 a second; iperf3 3.12 sends 230,000, of which its receiver, with the kernel's default buffer,
+loses 1 to 4 %. Both are above what a tunnel carries with what they leave it of two cores. Unlike iperf3's, this
+receiver tells a datagram that came late from one that was lost, in each flow.
 """
 
 import json
