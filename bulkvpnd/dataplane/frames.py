@@ -20,7 +20,9 @@ class Frame:
 
     def __init__(self, limit):
         # Memory of its own mapping: page-aligned, zero pages until touched, so an idle connection costs nothing.
-        self.buffer = mmap.mmap(-1, frame.OVERHEAD + limit + aead.SLACK)
+        # Private: of shared memory, mmap's default, madvise(2) would give nothing back.
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        self.buffer = mmap.mmap(-1, frame.OVERHEAD + limit + aead.SLACK, flags)
         self.view = memoryview(self.buffer)
         self.limit = limit
         self.starts = []
