@@ -71,13 +71,16 @@ def _step(system, link, wanted, seconds, wait, results, keep_logs):
     try:
         with network.LINKS[link][0](wait) as made:
             trial = Trial(system, made, directory, wait, seconds)
-            trial.start()
-            for test in wanted:
-                try:
-                    gained.update(test.run(trial))
-                except (TrialError, namespaces.CommandError, demo.DemoError) as error:
-                    failed = True
-                    _fail(results, system, test.rows[0], error)
+            try:
+                trial.start()
+                for test in wanted:
+                    try:
+                        gained.update(test.run(trial))
+                    except (TrialError, namespaces.CommandError, demo.DemoError) as error:
+                        failed = True
+                        _fail(results, system, test.rows[0], error)
+            finally:
+                trial.stop()
     except (TrialError, namespaces.CommandError, demo.DemoError) as error:
         failed = True
         _fail(results, system, link, error)

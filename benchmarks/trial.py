@@ -118,6 +118,13 @@ class Trial:
                                READY_TIMEOUT + len(self.network.clients), f"ping from {host.name}")
         self.system.settle(self)
 
+    def stop(self):
+        """Asks every process to end at once, so that the hosts, which end them one after the other, need not wait."""
+        for processes in self._processes.values():
+            for process in processes:
+                if not namespaces.exited(process):
+                    process.terminate()
+
     # What a test measures with.
 
     def start_tool(self, host, argv):
