@@ -120,13 +120,14 @@ class Handshake:
                     raise RemoteError("tls", "the peer closed the connection during the handshake") from None
                 self._incoming.write(data)
                 continue
-            except ssl.SSLError as error:
+            except OSError as error:
+                # ssl.SSLError, or what Python 3.13 makes of an errno that an earlier call left: no socket is involved.
                 # The alert for the peer; one that is gone already must not hide why.
                 with contextlib.suppress(OSError):
                     self._flush()
                 if isinstance(error, ssl.SSLCertVerificationError):
                     raise RemoteError("certificate", f"the peer's certificate: {error.verify_message}") from None
-                raise RemoteError("tls", f"TLS: {error.reason or 'failed'}") from None
+                raise RemoteError("tls", f"TLS: {getattr(error, 'reason', None) or 'failed'}") from None
             self._flush()
             return result
 
