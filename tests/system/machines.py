@@ -1,7 +1,7 @@
 """Fresh Debian roots and booted Debian machines, for the tests of the installed package.
 
     Image    what mmdebstrap makes of a release; kept for some days
-      └─ Root       an overlay on it: commands run in it by chroot, with this machine's network
+      └─ Root       an overlay on it: commands run in it, with this machine's network
            └─ Machine    the same root, booted by systemd-nspawn with a network of its own
 
 Every command runs in a mount and process namespace of its own that ends with it, so no mount outlives its process,
@@ -56,7 +56,10 @@ mount -t proc proc proc
 mount -t sysfs sysfs sys
 mount --rbind /dev dev
 mount -t tmpfs tmpfs run
-exec chroot . env -i "$@"
+# What is started by chroot(8) may not make user namespaces.
+pivot_root . mnt
+umount --lazy /mnt
+exec env -i "$@"
 """
 # $1 the machine's name. Its cgroup is left by what is outside, so that inside it is the root of the hierarchy.
 # Both cgroup versions may be mounted here; a machine takes the one that it finds. systemd-nspawn writes to /run.
