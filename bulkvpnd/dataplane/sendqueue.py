@@ -86,7 +86,7 @@ class SendQueue:
 
         What does not fit is dropped and counted. `batch` may come back with other buffers, its contents gone.
         """
-        if not (self.is_full or self._turns) and batch.begin(stop) - batch.begin(first) <= self.budget:
+        if not (self.is_full or self._sparse or self._turns) and batch.begin(stop) - batch.begin(first) <= self.budget:
             self._append_express(batch, first, stop)
             return
         while first < stop:
