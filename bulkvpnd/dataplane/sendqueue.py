@@ -183,9 +183,6 @@ class SendQueue:
         while turns:
             lane = turns[0]
             self._drop_late(lane, now)
-            if not lane.frames:
-                turns.popleft()
-                continue
             frame = lane.frames[0]
             if lane.deficit <= 0:
                 lane.deficit += budget
@@ -239,9 +236,7 @@ class SendQueue:
 
     def _drop_late(self, lane, now):
         """CoDel's decision at the head of a lane, once for each take: RFC 8289 section 5.5, and Appendix A."""
-        frame = lane.frames[0]
-        is_last = len(lane.frames) == 1 and frame.first == len(frame.starts) - 1
-        if is_last or now - frame.times[frame.first] < self._target:
+        if self._is_in_time(lane, now):
             lane.late_at, lane.dropping = 0.0, False
             return
         if not lane.late_at:
@@ -257,26 +252,32 @@ class SendQueue:
         while now >= lane.next_drop:
             lane.next_drop += self._interval / lane.count**0.5
             lane.count += 1
-            self._mark_or_drop(lane)
-            if not lane.frames:
+            if self._mark_or_drop(lane):
                 return
-            frame = lane.frames[0]
-            if now - frame.times[frame.first] < self._target:
+            if self._is_in_time(lane, now):
                 lane.late_at, lane.dropping = 0.0, False
                 return
 
+    def _is_in_time(self, lane, now):
+        """Whether a lane is well: its next packet waits no longer than it may, or is its last."""
+        frame = lane.frames[0]
+        is_last = len(lane.frames) == 1 and frame.first == len(frame.starts) - 1
+        return is_last or now - frame.times[frame.first] < self._target
+
     def _mark_or_drop(self, lane):
+        """Returns whether the lane's next packet was marked: then it is sent, and says it for all that were due."""
         frame = lane.frames[0]
         number = frame.first
         if packet.mark_congestion(frame.buffer, frame.starts[number] + packet.VNET_SIZE):
             self.marked += 1
-            return
+            return True
         self._drops["queue_delay"] += 1
         lane.bytes -= frame.begin(number + 1) - frame.begin(number)
         frame.first += 1
         if frame.first == len(frame.starts):
             lane.frames.popleft()
             self._give_back(frame)
+        return False
 
     def drop_all(self, cause):
         """Drops everything that waits, and counts it under `cause`."""
