@@ -129,6 +129,8 @@ class SendQueue:
                 if not is_sparse and not frames:
                     self._turns.append(lane)
                     lane.deficit = 0
+                    # RFC 8289 section 5.5: an empty queue ends what was late before.
+                    lane.late_at, lane.dropping = 0.0, False
                 frames.append(last)
                 continue
             last.copy(batch, first, fit)
