@@ -22,7 +22,8 @@ LANES = 16
 """Lanes of a connection; flows with the same hash modulo LANES share one (choice; RFC 8290 has 1024 queues for a whole
 interface, and here each of several connections has its own)."""
 QUANTUM = 3028
-"""Bytes that a flow may have among the sparse: two packets of 1514 bytes (RFC 8290 section 5.2.3 has one)."""
+"""Bytes that a flow may have among the sparse between two turns of the lanes: two packets of 1514 bytes (RFC 8290 section
+5.2.3 has one)."""
 FRAMES_MAX = 24
 """Frames of one connection, express, sparse and in lanes: one for each lane and some for those that fill several
 (choice)."""
@@ -38,7 +39,7 @@ class Lane:
         self.frames = collections.deque()
         self.bytes = 0
         self.deficit = 0
-        self.sparse = 0  # bytes in the sparse frames of `epoch`
+        self.sparse = 0  # bytes among the sparse in `epoch`
         self.epoch = -1
         # CoDel's state, RFC 8289 section 5.3
         self.late_at = 0.0  # first_above_time_
@@ -177,9 +178,9 @@ class SendQueue:
         if self._express:
             return self._whole(self._express)
         if self._sparse:
-            if len(self._sparse) == 1:
-                self._epoch += 1
             return self._whole(self._sparse)
+        # Only now: flows that send a little all the time would else keep those in lanes waiting for ever.
+        self._epoch += 1
         gathered = None
         turns, budget = self._turns, self.budget
         while turns:
