@@ -146,14 +146,13 @@ class SendQueue:
         """A frame, if this connection may have another.
 
         One connection gets no more than are left for all others together, so that a few that stand still cannot take
-        the pool from those that move (Choudhury and Hahne, "Dynamic queue length thresholds", 1998).
+        the pool from those that move (Choudhury and Hahne, "Dynamic queue length thresholds", 1998). One frame it gets
+        in any case: however many stand still, that is less than each has to receive into.
         """
-        if self._held >= min(FRAMES_MAX, self._pool.left):
+        if self._held and self._held >= min(FRAMES_MAX, self._pool.left):
             return None
-        frame = self._pool.take()
-        if frame is not None:
-            self._held += 1
-        return frame
+        self._held += 1
+        return self._pool.take(reserve=True)
 
     def _make_room(self, lane):
         """A frame at the expense of the longest lane, as RFC 8290 section 4.1 does; None if that is `lane` itself."""
