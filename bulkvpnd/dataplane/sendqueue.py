@@ -22,8 +22,8 @@ LANES = 16
 """Lanes of a connection; flows with the same hash modulo LANES share one (choice; RFC 8290 has 1024 queues for a whole
 interface, and here each of several connections has its own)."""
 QUANTUM = 3028
-"""Bytes that a flow may have among the sparse between two turns of the lanes: two packets of 1514 bytes (RFC 8290 section
-5.2.3 has one)."""
+"""Bytes that a flow may have among the sparse between two turns of the lanes: two packets of 1514 bytes (RFC 8290
+section 5.2.3 has one)."""
 FRAMES_MAX = 24
 """Frames of one connection, express, sparse and in lanes: one for each lane and some for those that fill several
 (choice)."""
