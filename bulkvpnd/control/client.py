@@ -230,6 +230,7 @@ class Client:
                 "keepalive_timeout": welcome.keepalive_timeout,
                 "rekey_bytes": self._configuration.rekey_bytes,
                 "rekey_interval": self._configuration.rekey_interval,
+                "sndbuf": welcome.sndbuf,
                 "queue_target": self._configuration.queue_target / 1000,
                 "queue_interval": self._configuration.queue_interval / 1000,
             },

@@ -163,6 +163,7 @@ class Server:
                 "keepalive_timeout": configuration.keepalive_timeout,
                 "rekey_bytes": configuration.rekey_bytes,
                 "rekey_interval": configuration.rekey_interval,
+                "sndbuf": configuration.sndbuf,
                 "queue_target": configuration.queue_target / 1000,
                 "queue_interval": configuration.queue_interval / 1000,
             },

@@ -23,14 +23,22 @@ CONTROL_QUEUE_MAX = 32
 """Control frames that wait; a peer that makes more (PINGs without reading the PONGs) is cut off (choice)."""
 RECEIVE_EXTRA = 256 * 1024
 """Bytes of the receive buffer beyond one frame, so that one system call can bring several (choice)."""
-FRAME_TIME = 0.004
+FRAME_TIME = 0.002
 """Seconds that a frame may occupy a slow path: a sparse flow waits that long at most for the one before (choice)."""
-UNSENT_TIME = 0.002
-"""Seconds of data that may wait unsent in the kernel, where nothing is fair any more (choice)."""
-BUDGET_MIN = 16 * 1024
+BUDGET_MIN = 4 * 1024
 """Bytes; smaller frames would cost more CPU time than they save time on the path (choice)."""
-UNSENT_RANGE = (8 * 1024, 128 * 1024)
+UNSENT_RANGE = (4 * 1024, 128 * 1024)
 """Bytes, TCP_NOTSENT_LOWAT: least and most (choice; the larger is DSVPN's value)."""
+STANDING_TIME = 0.004
+"""Seconds of data that a connection may keep in queues of the path, beyond STANDING_TRIPS round trips (choice)."""
+STANDING_TRIPS = 3
+"""Round trips of data that the kernel may hold for a slow path: one is on its way, one for growth, one for what is
+sent again (choice)."""
+STANDING_MIN = 24 * 1024
+"""Bytes (choice)."""
+LONG_PATH = 0.01
+"""Seconds of round trip above which that is left to the congestion control: there a queue adds little to the way
+itself, and what was lost and is sent again needs the room (benchmarks, lossy_mbps)."""
 RATE_PERIOD = 0.02
 """Seconds over which the rate of a full socket is measured (choice)."""
 STALL_TIME = 1.0
@@ -40,7 +48,10 @@ DIRECT_MIN = 16 * 1024
 a frame costs as much as copying this (benchmarks, tcp4)."""
 
 TCP_NOTSENT_LOWAT = 25
-"""linux/tcp.h; Python has no name for it."""
+SO_BUF_LOCK = 72
+"""linux/tcp.h, asm-generic/socket.h; Python has no names for them."""
+_MIN_RTT = struct.Struct("148xI")
+"""tcpi_min_rtt, microseconds, of struct tcp_info in linux/tcp.h."""
 _READ, _WRITE = 1, 2  # of libev
 
 _STAMP = struct.Struct(">Q")
@@ -97,6 +108,8 @@ class Connection:
         self._rate_since = None
         self._rate_bytes = 0
         self._unsent_limit = UNSENT_RANGE[1]
+        self._standing_limit = None  # SO_SNDBUF, where it was set here
+        self._owns_sndbuf = settings["sndbuf"] is None
         self._ended = False
         self._buffer = memoryview(bytearray(frame.OVERHEAD + self._frame_size + RECEIVE_EXTRA))
         self._buffer[: len(head)] = head
@@ -184,6 +197,9 @@ class Connection:
                 queue.budget = min(2 * queue.budget, self._frame_size)
                 hub.switch()
                 continue
+            if queue.budget < self._frame_size:
+                # The kernel would take a whole super-packet more than its limit: it looks only before the first byte.
+                self._wait_writable()
             sealed = pool.take(reserve=True)
             try:
                 if self._rekey_is_due():
@@ -264,14 +280,35 @@ class Connection:
         if elapsed < RATE_PERIOD:
             return
         rate = self._rate_bytes / elapsed
-        self._rate = rate if self._rate is None else (3 * self._rate + rate) / 4
         self._rate_since, self._rate_bytes = now, 0
+        # Up at once, down slowly: a rate that seems too low would make itself true.
+        self._rate = rate if self._rate is None or rate > self._rate else (7 * self._rate + rate) / 8
         self._queue.budget = int(min(max(self._rate * FRAME_TIME, BUDGET_MIN), self._frame_size))
         least, most = UNSENT_RANGE
-        limit = int(min(max(self._rate * UNSENT_TIME, least), most))
+        limit = int(min(max(self._rate * FRAME_TIME, least), most))
         if not 0.75 < limit / self._unsent_limit < 1.33:
             self._unsent_limit = limit
             self._socket.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, limit)
+        if self._owns_sndbuf:
+            self._limit_standing()
+
+    def _limit_standing(self):
+        """Bounds what the kernel holds, on its way and unsent: what is more only stands in a queue of the path.
+
+        BBR keeps some 15 packets of each connection beyond what the path holds, cubic fills every queue that there is.
+        """
+        info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _MIN_RTT.size)
+        round_trip = _MIN_RTT.unpack(info)[0] / 1e6
+        if self._queue.budget == self._frame_size or round_trip > LONG_PATH:
+            if self._standing_limit is not None:
+                self._standing_limit = None
+                self._socket.setsockopt(socket.SOL_SOCKET, SO_BUF_LOCK, 0)
+            return
+        limit = int(max(self._rate * (STANDING_TRIPS * round_trip + STANDING_TIME), STANDING_MIN))
+        if self._standing_limit is None or not 0.75 < limit / self._standing_limit < 1.33:
+            self._standing_limit = limit
+            # The kernel doubles it, for its own overhead: socket(7).
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, limit)
 
     def close(self, reason):
         """Sends CLOSE behind what is being sent, then ends. reason: one of frame.CLOSE_REASONS."""

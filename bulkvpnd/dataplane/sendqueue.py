@@ -195,7 +195,11 @@ class SendQueue:
             else:
                 stop = max(first + 1, _fitting(frame, first, lane.deficit))
             size = frame.begin(stop) - begin
-            if gathered is not None and gathered.end + size > budget:
+            if size > budget:
+                gathered = gathered or self._gather()
+                if self._divide(lane, frame, gathered):
+                    break
+            if gathered is not None and gathered.end and gathered.end + size > budget:
                 break
             lane.deficit -= size
             lane.bytes -= size
@@ -207,13 +211,13 @@ class SendQueue:
                 turns.popleft()
             elif lane.deficit <= 0:
                 turns.rotate(-1)
-            if gathered is None and (size >= budget // 2 or not turns or turns[0] is lane and len(turns) == 1):
+            if not (gathered and gathered.end) and (size >= budget // 2 or not turns or len(turns) == 1):
+                if gathered:
+                    self._give_back(gathered)
                 self._used = frame if exhausted else None
                 return frame, first, stop
             # Little pieces of several lanes become one frame.
-            if gathered is None:
-                gathered = self._pool.take(reserve=True)
-                self._held += 1
+            gathered = gathered or self._gather()
             gathered.copy(frame, first, stop)
             if exhausted:
                 self._give_back(frame)
@@ -221,6 +225,28 @@ class SendQueue:
             return None
         self._used = gathered
         return gathered, 0, len(gathered.starts)
+
+    def _gather(self):
+        self._held += 1
+        return self._pool.take(reserve=True)
+
+    def _divide(self, lane, frame, gathered):
+        """Moves a part of the super-packet at the head of a lane, so that others need not wait for all of it."""
+        start = frame.starts[frame.first]
+        divided = packet.divide(
+            frame.buffer, start, frame.begin(frame.first + 1), self.budget - gathered.end, gathered.buffer, gathered.end
+        )
+        if divided is None:
+            return False
+        frame.starts[frame.first], end = divided
+        gathered.starts.append(gathered.end + packet.LENGTH_SIZE)
+        gathered.end = end
+        moved = frame.starts[frame.first] - start
+        lane.bytes -= moved
+        lane.deficit -= moved
+        if lane.deficit <= 0:
+            self._turns.rotate(-1)
+        return True
 
     def _whole(self, frames):
         frame = self._used = frames.popleft()

@@ -164,6 +164,66 @@ def segment_count(buffer, start, end):
     return max(1, -(-(end - start - VNET_SIZE - (buffer[start + 2] | buffer[start + 3] << 8)) // gso_size))
 
 
+def divide(buffer, start, end, most, target, at):
+    """Moves the first segments of a TCP super-packet elsewhere, so that it need not travel in one piece.
+
+    The entry buffer[start:end] is our own kernel's. What moves becomes an entry of at most `most` bytes, length
+    included, at target[at]; what stays becomes a shorter one with the same end. Returns (start of what stays, end of
+    what moved), or None if it is no such super-packet or there is nothing to gain: `most` holds less than a segment or
+    all of them.
+    """
+    flags, gso_type, _, mss, csum_start, csum_offset = VNET.unpack_from(buffer, start)
+    rule = _GSO_RULES.get(gso_type)
+    if rule is None or rule[1] != PROTOCOL_TCP or not flags & NEEDS_CSUM:
+        return None
+    ip = start + VNET_SIZE
+    header = VNET_SIZE + csum_start + (buffer[ip + csum_start + 12] >> 4) * 4
+    moved = (most - LENGTH_SIZE - header) // mss * mss
+    left = end - start - header - moved
+    if moved <= 0 or left <= 0:
+        return None
+    begin = start - LENGTH_SIZE
+    headers = bytes(buffer[begin : start + header])
+    target_end = at + LENGTH_SIZE + header + moved
+    target[at:target_end] = buffer[begin : start + header + moved]
+    _shorten(target, at + LENGTH_SIZE, header + moved, left, mss)
+    target[at + LENGTH_SIZE + VNET_SIZE + csum_start + 13] &= ~0x09 & 0xFF  # FIN, PSH: the last has them
+    # The headers of what stays go where the data that moved was.
+    start += moved
+    buffer[start - LENGTH_SIZE : start + header] = headers
+    _shorten(buffer, start, header + left, moved, mss)
+    tcp = start + VNET_SIZE + csum_start
+    sequence = int.from_bytes(buffer[tcp + 4 : tcp + 8], "big") + moved
+    buffer[tcp + 4 : tcp + 8] = (sequence & 0xFFFFFFFF).to_bytes(4, "big")
+    buffer[tcp + 13] &= ~0x80 & 0xFF  # CWR: the first has it (RFC 3168 section 6.1.2)
+    if buffer[start + VNET_SIZE] >> 4 == 4:
+        ip = start + VNET_SIZE
+        _U16.pack_into(buffer, ip + 4, (_U16.unpack_from(buffer, ip + 4)[0] + moved // mss) & 0xFFFF)
+        _U16.pack_into(buffer, ip + 10, 0)
+        _U16.pack_into(buffer, ip + 10, _checksum(bytes(buffer[ip : ip + csum_start])))
+    return start, target_end
+
+
+def _shorten(buffer, start, size, missing, mss):
+    """Makes the headers of a TCP super-packet say that the entry has `size` bytes, `missing` less than before."""
+    _LENGTH.pack_into(buffer, start - LENGTH_SIZE, size)
+    flags, gso_type, header, _, csum_start, csum_offset = VNET.unpack_from(buffer, start)
+    ip = start + VNET_SIZE
+    data = size - VNET_SIZE - csum_start - (buffer[ip + csum_start + 12] >> 4) * 4
+    if data <= mss:
+        gso_type = mss = 0
+    VNET.pack_into(buffer, start, flags, gso_type, min(header, size - VNET_SIZE), mss, csum_start, csum_offset)
+    if buffer[ip] >> 4 == 4:
+        _U16.pack_into(buffer, ip + 2, size - VNET_SIZE)
+        _U16.pack_into(buffer, ip + 10, 0)
+        _U16.pack_into(buffer, ip + 10, _checksum(bytes(buffer[ip : ip + csum_start])))
+    else:
+        _U16.pack_into(buffer, ip + 4, size - VNET_SIZE - 40)
+    # The field has the sum of the pseudo header, to which the length belongs (RFC 9293 section 3.1).
+    field = ip + csum_start + csum_offset
+    _U16.pack_into(buffer, field, (_U16.unpack_from(buffer, field)[0] - missing) % 0xFFFF)
+
+
 def mark_congestion(buffer, ip):
     """Marks the IP packet at buffer[ip] as having met congestion, if its ends understand that (RFC 3168 section 5).
 
