@@ -379,6 +379,8 @@ class Connection:
             self._CONTROL_FRAMES[kind](self, bytes(scratch[:size]))
 
     def _on_ping(self, payload):
+        if len(self._control) >= CONTROL_QUEUE_MAX:
+            raise RemoteError("flood", "the peer asks faster than it reads answers")
         self._send_control(frame.PONG, payload[: _STAMP.size])
 
     def _on_pong(self, payload):
@@ -421,11 +423,11 @@ class Connection:
 
     def _ping(self, now):
         self._pinged_at = now
-        self._send_control(frame.PING, _STAMP.pack(time.monotonic_ns()))
+        # While one waits for a full socket a second would only wait as well.
+        if all(kind != frame.PING for kind, _ in self._control):
+            self._send_control(frame.PING, _STAMP.pack(time.monotonic_ns()))
 
     def _send_control(self, kind, payload):
-        if len(self._control) >= CONTROL_QUEUE_MAX:
-            raise RemoteError("flood", "the peer asks faster than it reads answers")
         self._control.append((kind, payload))
         self._wake()
 
