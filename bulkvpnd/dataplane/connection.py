@@ -133,11 +133,15 @@ class Connection:
         if self._full_since is not None and time.monotonic() - self._full_since > STALL_TIME:
             self._worker.drops["stalled"] += stop - first
             return
-        if not self._passes_all:
-            self._append_plain(batch, lanes, first, stop)
-        elif not (self._is_idle and self._send_direct(batch, first, stop)):
-            self._queue.append(batch, lanes, first, stop, time.monotonic())
-        self._wake()
+        try:
+            if not self._passes_all:
+                self._append_plain(batch, lanes, first, stop)
+            elif not (self._is_idle and self._send_direct(batch, first, stop)):
+                self._queue.append(batch, lanes, first, stop, time.monotonic())
+            self._wake()
+        except Exception as error:
+            # The caller's loop serves all connections.
+            self._fail(error)
 
     def _send_direct(self, batch, first, stop):
         """Seals and sends the entries where they lie, if they are worth a frame. Returns whether it did."""
@@ -145,23 +149,22 @@ class Connection:
         if not DIRECT_MIN <= end - begin <= self._queue.budget or self._rekey_is_due():
             return False
         sealed = self._worker.pool.take(reserve=True)
-        size = self._seal(frame.DATA, batch.view[begin:end], sealed.view)
-        self.packets_out += stop - first
-        self.segments_out += _segments(batch, first, stop)
         try:
-            sent = self._socket.send(sealed.view[:size])
-        except BlockingIOError:
-            sent = 0
-        except OSError as error:
-            self._worker.pool.give_back(sealed)
-            self._end(error.strerror or "the socket failed")
-            return True
-        self.bytes_out += sent
-        if sent == size:
-            self.frames_out += 1
-            self._worker.pool.give_back(sealed)
-        else:
-            self._left = sealed, size, sent
+            size = self._seal(frame.DATA, batch.view[begin:end], sealed.view)
+            self.packets_out += stop - first
+            self.segments_out += _segments(batch, first, stop)
+            try:
+                sent = self._socket.send(sealed.view[:size])
+            except BlockingIOError:
+                sent = 0
+            self.bytes_out += sent
+            if sent < size:
+                self._left, sealed = (sealed, size, sent), None
+            else:
+                self.frames_out += 1
+        finally:
+            if sealed is not None:
+                self._worker.pool.give_back(sealed)
         return True
 
     def _append_plain(self, batch, lanes, first, stop):
@@ -444,13 +447,16 @@ class Connection:
     def _guard(self, loop):
         try:
             loop()
-        except RemoteError as error:
-            self._end(str(error), blame="peer")
-        except OSError as error:
-            self._end(error.strerror or "the socket failed")
-        except gevent.GreenletExit:
-            raise
         except Exception as error:
+            self._fail(error)
+
+    def _fail(self, error):
+        """Ends this connection, and this one only, for what went wrong in it."""
+        if isinstance(error, RemoteError):
+            self._end(str(error), blame="peer")
+        elif isinstance(error, OSError):
+            self._end(error.strerror or "the socket failed")
+        else:
             # Our own bug: it may cost this connection, never the others of this worker.
             self._worker.bug(error)
             self._end("internal error")
