@@ -171,16 +171,23 @@ class Connection:
         """For a peer without offload: every entry as plain packets, unless it may go as it is."""
         plain = self._worker.plain
         now = time.monotonic()
+
+        def append(lane):
+            self._queue.append(plain, [lane] * len(plain.starts), 0, len(plain.starts), now)
+            plain.clear()
+
         for number in range(first, stop):
             start, end = batch.starts[number], batch.begin(number + 1)
             packets = packet.plain_packets(batch.buffer, start, end, self._peer_offloads)
-            plain.clear()
             if packets is None:
                 plain.copy(batch, number, number + 1)
             else:
                 for one in packets:
+                    # Very small segments, whose size a far host chooses, can be more than a frame with their headers.
+                    if plain.end + frame.LENGTH_SIZE + packet.VNET_SIZE + len(one) > plain.limit:
+                        append(lanes[number])
                     plain.add(packet.VNET_NONE + one)
-            self._queue.append(plain, [lanes[number]] * len(plain.starts), 0, len(plain.starts), now)
+            append(lanes[number])
 
     def _wake(self):
         if self._is_idle and (self._queue or self._control or self._left):
