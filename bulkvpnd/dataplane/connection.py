@@ -43,6 +43,8 @@ RATE_PERIOD = 0.02
 """Seconds over which the rate of a full socket is measured (choice)."""
 STALL_TIME = 1.0
 """Seconds after which what waits for a socket that takes nothing is dropped: nobody wants it any more (choice)."""
+CLOSE_TIME = 5.0
+"""Seconds that CLOSE may wait for a peer that reads nothing; then its connection ends without it (choice)."""
 DIRECT_MIN = 16 * 1024
 """Bytes of a run of packets that are sealed where they lie; less is copied, and may share a frame with the next run:
 a frame costs as much as copying this (benchmarks, tcp4)."""
@@ -110,6 +112,7 @@ class Connection:
         self._unsent_limit = UNSENT_RANGE[1]
         self._standing_limit = None  # SO_SNDBUF, where it was set here
         self._owns_sndbuf = settings["sndbuf"] is None
+        self._close_by = None
         self._ended = False
         self._buffer = memoryview(bytearray(frame.OVERHEAD + self._frame_size + RECEIVE_EXTRA))
         self._buffer[: len(head)] = head
@@ -322,6 +325,9 @@ class Connection:
 
     def close(self, reason):
         """Sends CLOSE behind what is being sent, then ends. reason: one of frame.CLOSE_REASONS."""
+        if self._close_by is not None:
+            return
+        self._close_by = time.monotonic() + CLOSE_TIME
         self._queue.drop_all("closing")
         self._control.append((frame.CLOSE, reason.encode("ascii")))
         self._wake()
@@ -425,6 +431,8 @@ class Connection:
         silent = now - self._received_at
         if silent >= self._keepalive_timeout:
             self._end(f"nothing came from the peer for {silent:.0f} s")
+        elif self._close_by is not None and now >= self._close_by:
+            self._end("the peer does not read, not even CLOSE")
         elif now - self._pinged_at >= self._keepalive:
             # Also while packets come: it is what measures the round trip.
             self._ping(now)
