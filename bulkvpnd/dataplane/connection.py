@@ -361,6 +361,9 @@ class Connection:
                     buffer[: end - start] = buffer[start:end]
                     start, end = 0, end - start
                 hub.switch()
+                if self._ended:
+                    # The watcher was faster than the exception that is on its way here.
+                    return None
                 try:
                     count = receive(buffer[end:])
                 except BlockingIOError:
@@ -379,7 +382,8 @@ class Connection:
         scratch = worker.scratch
         size = self._opener.open_into(header, sealed, scratch)
         self.frames_in += 1
-        if not self.is_established:
+        # Not of one that is being closed: its session may have ended, and its addresses may be another's.
+        if not self.is_established and self._close_by is None:
             self.is_established = True
             worker.established(self)
         if kind == frame.DATA:
