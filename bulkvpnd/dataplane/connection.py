@@ -174,6 +174,8 @@ class Connection:
         """For a peer without offload: every entry as plain packets, unless it may go as it is."""
         plain = self._worker.plain
         now = time.monotonic()
+        # It may hold what another connection failed over.
+        plain.clear()
 
         def append(lane):
             self._queue.append(plain, [lane] * len(plain.starts), 0, len(plain.starts), now)
