@@ -318,6 +318,8 @@ class SendQueue:
             lane.bytes = 0
         self._turns.clear()
         self._epoch += 1
+        # For a caller that failed between take and done.
+        self.done()
         for frame in frames:
             self._drops[cause] += len(frame.starts) - frame.first
             self._give_back(frame)
