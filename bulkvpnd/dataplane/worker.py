@@ -112,7 +112,7 @@ class Worker:
     def _start(self, message, descriptors):
         tun, inbox, *siblings = descriptors
         self.index = message["index"]
-        self.queue = TunQueue(tun)
+        self.queue = TunQueue(tun, self.drops)
         self.pool = FramePool(message["frame_size"], POOL_FRAMES)
         # One place to open frames into: between opening and writing to the TUN nothing else runs.
         self.scratch = Frame(message["frame_size"]).view
@@ -122,7 +122,7 @@ class Worker:
         self.siblings = {index: Sibling(fd, self.drops) for index, fd in zip(indexes, siblings, strict=True)}
         self.routes = Routes(self.drops, self.siblings)
         gevent.spawn(self._forever, self._outbound_loop)
-        gevent.spawn(self._forever, self._inbox_loop, TunQueue(inbox), inbox)
+        gevent.spawn(self._forever, self._inbox_loop, TunQueue(inbox, self.drops), inbox)
         gevent.spawn(self._forever, self._report_loop)
         gevent.spawn(self._forever, self._tick_loop)
         gc.collect()

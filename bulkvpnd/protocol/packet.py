@@ -35,6 +35,8 @@ _PORTS_FIRST = frozenset((PROTOCOL_TCP, PROTOCOL_UDP, 33, 132, 136))
 
 PACKET_MAX = 65535
 """Bytes of the largest IPv4 packet, hence of a super-packet (RFC 791)."""
+ENTRY_MIN = VNET_SIZE + 20
+"""Bytes: the smallest IP header is that of IPv4."""
 ENTRY_MAX = VNET_SIZE + 40 + PACKET_MAX
 """Bytes: the payload length of IPv6 does not count its 40-byte header (RFC 8200)."""
 TCP_SEGMENTS_MAX = PACKET_MAX // 8
@@ -75,7 +77,7 @@ def inspect(payload, size, offloads, sources, drops):
         (length,) = _LENGTH.unpack_from(payload, at)
         start = at + LENGTH_SIZE
         at = start + length
-        if not VNET_SIZE + 20 <= length <= ENTRY_MAX or at > size:
+        if not ENTRY_MIN <= length <= ENTRY_MAX or at > size:
             raise RemoteError("length", "an entry's length is wrong")
         ip = start + VNET_SIZE
         first = payload[ip]
