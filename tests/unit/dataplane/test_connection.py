@@ -13,6 +13,7 @@ from gevent.hub import get_hub
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from inmemory import FRAME_SIZE, HERE, THERE, Worker, batch_of, entries_of, entry, identity, ones_sum, udp, until
+from peer import CIPHER, OURS, SETTINGS, THEIRS, Peer, joined, payload
 
 from bulkvpnd.dataplane import connection as module
 from bulkvpnd.dataplane.connection import CLOSE_TIME, CONTROL_QUEUE_MAX, DIRECT_MIN, STALL_TIME, Connection
@@ -20,97 +21,6 @@ from bulkvpnd.dataplane.routing import Session
 from bulkvpnd.dataplane.sendqueue import FRAMES_MAX
 from bulkvpnd.protocol import frame, packet
 from bulkvpnd.protocol.keys import Opener, Sealer
-
-CIPHER = "aes-256-gcm"
-OURS, THEIRS = b"o" * 32, b"t" * 32
-SETTINGS = {
-    "frame_size": FRAME_SIZE, "offloads": packet.OFFLOADS, "peer_offloads": packet.OFFLOADS, "keepalive": 1000,
-    "keepalive_timeout": 3000, "rekey_bytes": 1 << 36, "rekey_interval": 900, "sndbuf": None, "queue_target": 0.005,
-    "queue_interval": 0.1,
-}  # fmt: skip
-
-
-class Peer:
-    """The other end by hand: frames of any kind, with its own keys."""
-
-    def __init__(self, sock):
-        self._socket = gevent.socket.socket(fileno=sock.detach())
-        self.sealer, self.opener = Sealer(CIPHER, THEIRS), Opener(CIPHER, OURS)
-        self.limit = FRAME_SIZE
-
-    def sealed(self, kind, payload=b""):
-        out = bytearray(len(payload) + 64)
-        header = frame.pack_header(kind, len(payload))
-        return header + out[: self.sealer.seal_into(header, payload, memoryview(out))]
-
-    def send(self, kind, payload=b""):
-        self.write(self.sealed(kind, payload))
-
-    def write(self, data):
-        self._socket.sendall(data)
-
-    def _read(self, size):
-        data = b""
-        while len(data) < size:
-            part = self._socket.recv(size - len(data))
-            if not part:
-                raise EOFError
-            data += part
-        return data
-
-    def frame(self):
-        """(type, payload) of the next frame."""
-        header = self._read(frame.HEADER_SIZE)
-        kind, size = frame.unpack_header(header, 0, self.limit)
-        out = bytearray(size + 64)
-        size = self.opener.open_into(header, memoryview(self._read(size)), memoryview(out))
-        if kind == frame.REKEY:
-            self.opener.ratchet()
-        return kind, bytes(out[:size])
-
-    def frames(self):
-        """All frames until the end of the stream."""
-        try:
-            while True:
-                yield self.frame()
-        except (EOFError, ConnectionResetError):
-            return
-
-    def data(self, count):
-        """The next `count` entries."""
-        entries = []
-        while len(entries) < count:
-            kind, payload = self.frame()
-            if kind == frame.DATA:
-                entries += entries_of(payload)
-        assert len(entries) == count
-        return entries
-
-    def reset(self):
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self._socket.close()
-
-    def close(self):
-        self._socket.close()
-
-
-def joined(is_small):
-    """Two TCP sockets; is_small: between them there is room for some 30 KiB."""
-    ours = socket.socket()
-    with socket.socket() as listener:
-        for sock in (listener, ours) if is_small else ():
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
-            # Segments that fit the window, or the kernel would wait for it to open.
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1000)
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        ours.connect(listener.getsockname())
-        theirs, _ = listener.accept()
-    for sock in (ours, theirs):
-        sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return ours, theirs
 
 
 class End:
@@ -191,10 +101,6 @@ def pair(request):
         return ends
 
     return make
-
-
-def payload(*entries):
-    return b"".join(len(one).to_bytes(4, "big") + one for one in entries)
 
 
 def many(count, size=1400, flows=1, first=0):
@@ -322,7 +228,8 @@ def test_our_own_pings_are_no_flood(facing):
     for second in range(2 * CONTROL_QUEUE_MAX):
         end.connection.tick(now + second)
     assert end.end is None
-    kinds = [kind for kind, _ in itertools.islice(peer.frames(), CONTROL_QUEUE_MAX + 3)]
+    end.connection.close("done")
+    kinds = [kind for kind, _ in peer.frames()]
     # The one of the start, and one of all these; DATA that waited was stalled and is gone.
     assert kinds.count(frame.PING) == 2 and kinds.count(frame.PONG) == CONTROL_QUEUE_MAX
 
@@ -640,9 +547,9 @@ def test_keys_are_replaced_under_load(pair, is_small):
         if number % 10 == 9:
             until(lambda: not (one.connection.queued or other.connection.queued))
     for end in (one, other):
-        until(lambda end=end: len(end.written) + sum(one.worker.drops.values()) >= len(expected), "every packet")
+        until(lambda end=end: len(end.written) >= len(expected), "every packet")
         assert sorted(end.written) == sorted(expected) and in_order(end.written)
-        assert end.connection._sealer.generation >= 20
+        assert end.connection._sealer.generation >= 10
 
 
 def test_a_key_is_replaced_after_a_time(facing):
