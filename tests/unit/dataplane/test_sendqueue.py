@@ -431,6 +431,20 @@ def test_a_super_packet_larger_than_the_budget_is_the_same_in_parts(version, siz
     assert not drops and queue._pool.in_use == 0
 
 
+def test_divided_super_packets_take_no_more_than_their_turn():
+    queue, _ = queue_of(frame_size=4 * FRAME)
+    queue.is_full = True
+    queue.budget = 4000
+    entries = [super_packet(4, bytes(15000), 1000, number, 0) for number in range(4)]
+    queue.append(batch_of(entries, 4 * FRAME), [queue.lanes[1]] * 4, 0, 4, 0.0)
+    put(queue, waiting(2, 40, 1000), frame_size=4 * FRAME)
+    got = collections.Counter()
+    for _ in range(12):
+        for one in get(queue):
+            got[one[0]] += len(one) + 4
+    assert abs(got[0] - got[1]) <= 2 * 4000
+
+
 # Bounds
 
 
