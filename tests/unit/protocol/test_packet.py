@@ -719,6 +719,42 @@ def test_only_what_the_other_end_lacks_is_done(entry, offloads, pieces):
     assert (done if done is None else len(done)) == pieces
 
 
+# Congestion.
+
+
+def marked(content, front=b"", behind=b""):
+    """What mark_congestion makes of an IP packet amid others, or None if it must be dropped."""
+    buffer = bytearray(front + content + behind)
+    is_marked = packet.mark_congestion(buffer, len(front))
+    at = len(front)
+    assert (buffer[:at], buffer[at + len(content) :]) == (front, behind)
+    assert is_marked or buffer[at : at + len(content)] == content
+    return bytes(buffer[at : at + len(content)]) if is_marked else None
+
+
+@pytest.mark.parametrize("version", [V4, V6])
+@pytest.mark.parametrize("tos", range(0, 256, 4))
+def test_a_packet_whose_ends_do_not_know_of_congestion_is_not_marked(version, tos):
+    assert marked(ip(version, UDP, ports(1, 2), tos=tos)) is None
+
+
+@pytest.mark.parametrize("version", [V4, V6])
+@pytest.mark.parametrize("options", [b"", b"\1" * 8])
+def test_only_the_two_bits_of_congestion_change(version, options):
+    """RFC 3168 section 5, RFC 2474: the upper six bits are for something else."""
+    for tos in range(256):
+        if tos & 3:
+            before = ip(version, UDP, ports(1, 2), options, tos=tos)
+            assert marked(before, b"\xff" * 3, b"\xff" * 3) == ip(version, UDP, ports(1, 2), options, tos=tos | 3)
+
+
+def test_the_header_checksum_stays_right_whatever_it_is():
+    """RFC 1624: 0 and 0xFFFF are both zero in ones' complement, so it is the sum that is looked at."""
+    for identification in range(0x10000):
+        content = marked(ip(V4, UDP, b"", identification=identification, tos=1))
+        assert ones_sum(content) == 0xFFFF
+
+
 # Flows.
 
 
