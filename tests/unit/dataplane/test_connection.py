@@ -562,6 +562,14 @@ def test_a_key_is_replaced_after_a_time(facing):
     assert peer.data(20) == many(20, first=1)
 
 
+def test_a_key_is_replaced_before_any_other_frame(facing):
+    peer, end = facing(rekey_interval=0.05)
+    assert peer.frame()[0] == frame.PING
+    until(end.connection._rekey_is_due)
+    peer.send(frame.PING, b"12345678")
+    assert [peer.frame(), peer.frame()] == [(frame.REKEY, b""), (frame.PONG, b"12345678")]
+
+
 def test_a_key_is_replaced_before_what_would_be_sent_at_once(facing):
     peer, end = facing(rekey_bytes=20_000)
     assert peer.frame()[0] == frame.PING
