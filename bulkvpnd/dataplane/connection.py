@@ -147,9 +147,13 @@ class Connection:
             self._fail(error)
 
     def _send_direct(self, batch, first, stop):
-        """Seals and sends the entries where they lie, if they are worth a frame. Returns whether it did."""
+        """Seals and sends the entries where they lie, if they are worth a frame. Returns whether it did.
+
+        They are, too, if they are all that was read: then nothing comes that could share one with them.
+        """
         begin, end = batch.begin(first), batch.begin(stop)
-        if not DIRECT_MIN <= end - begin <= self._queue.budget or self._rekey_is_due():
+        is_worth_it = end - begin >= DIRECT_MIN or first == 0 and stop == len(batch.starts)
+        if not is_worth_it or end - begin > self._queue.budget or self._rekey_is_due():
             return False
         sealed = self._worker.pool.take(reserve=True)
         try:

@@ -123,7 +123,8 @@ class _OneShot:
 
     def __init__(self, suite, key):
         self._cipher = suite.one_shot(key)
-        self._algorithm = suite.algorithm and suite.algorithm(key)
+        # One for all frames, which only get their mode each: making it costs as much as sealing 16 KiB.
+        self._large = suite.algorithm and Cipher(suite.algorithm(key), modes.GCM(bytes(NONCE_SIZE)))
 
     @staticmethod
     def works():
@@ -131,10 +132,11 @@ class _OneShot:
 
     def seal_into(self, nonce, data, aad, out):
         size = len(data)
-        if size <= ONE_SHOT_LIMIT or self._algorithm is None:
+        if size <= ONE_SHOT_LIMIT or self._large is None:
             out[: size + TAG_SIZE] = self._cipher.encrypt(nonce, bytes(data), aad)
             return size + TAG_SIZE
-        encryptor = Cipher(self._algorithm, modes.GCM(nonce)).encryptor()
+        self._large.mode = modes.GCM(nonce)
+        encryptor = self._large.encryptor()
         encryptor.authenticate_additional_data(aad)
         encryptor.update_into(data, out)
         encryptor.finalize()
@@ -143,11 +145,12 @@ class _OneShot:
 
     def open_into(self, nonce, data, aad, out):
         size = len(data) - TAG_SIZE
-        if size <= ONE_SHOT_LIMIT or self._algorithm is None:
+        if size <= ONE_SHOT_LIMIT or self._large is None:
             plain = self._cipher.decrypt(nonce, bytes(data), aad)
             out[:size] = plain
             return size
-        decryptor = Cipher(self._algorithm, modes.GCM(nonce, bytes(data[size:]))).decryptor()
+        self._large.mode = modes.GCM(nonce, bytes(data[size:]))
+        decryptor = self._large.decryptor()
         decryptor.authenticate_additional_data(aad)
         decryptor.update_into(data[:size], out)
         decryptor.finalize()

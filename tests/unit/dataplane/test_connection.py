@@ -44,6 +44,11 @@ class End:
         lanes = [self.connection.lane(identity(one)[0] if not one[0] else 0) for one in entries]
         self.connection.append(batch, lanes, 0, len(entries))
 
+    def give_part(self, entries):
+        """As routing gives a run that others of its batch follow."""
+        batch = batch_of([*entries, *many(1)], self.worker.pool.frame_size)
+        self.connection.append(batch, [self.connection.lane(0)] * (len(entries) + 1), 0, len(entries))
+
     @property
     def written(self):
         return self.worker.queue.written
@@ -456,14 +461,15 @@ class Failing(Sealer):
         return super().seal_into(header, *rest)
 
 
-@pytest.mark.parametrize("entries", [many(1), many(DIRECT_MIN // 1400 + 1)], ids=["queued", "direct"])
-def test_a_bug_while_sending_costs_one_connection(facing, entries):
+@pytest.mark.parametrize("give", [End.give_part, End.give], ids=["queued", "direct"])
+def test_a_bug_while_sending_costs_one_connection(facing, give):
+    entries = many(1)
     worker = Worker()
     peer, end = facing(worker=worker, sealer=Failing(CIPHER, OURS))
     other_peer, other = facing(worker=worker)
     assert peer.frame()[0] == frame.PING
     gevent.sleep(0.01)
-    end.give(entries)
+    give(end, entries)
     assert until(lambda: end.end) == ("internal error", False, None)
     other.give(entries)
     assert other_peer.data(len(entries)) == entries
@@ -477,12 +483,16 @@ def idle(end):
     return until(lambda: end.connection._is_idle, "the sender waits")
 
 
-@pytest.mark.parametrize("count, is_direct", [(1, False), (DIRECT_MIN // 1400 + 1, True)])
-def test_much_at_once_is_sent_at_once(facing, count, is_direct):
+@pytest.mark.parametrize("count, give, is_direct", [
+    (1, End.give_part, False),
+    (1, End.give, True),  # all that was read: nothing comes that could share a frame with it
+    (DIRECT_MIN // 1400 + 1, End.give_part, True),
+])  # fmt: skip
+def test_what_is_worth_a_frame_is_sent_at_once(facing, count, give, is_direct):
     peer, end = facing()
     idle(end)
     before = end.connection.bytes_out
-    end.give(many(count))
+    give(end, many(count))
     assert (end.connection.bytes_out > before) == is_direct
     assert peer.data(count) == many(count)
     assert end.connection.packets_out == count
