@@ -643,6 +643,25 @@ def test_a_frame_size_smaller_than_ours(facing):
     assert reading.get() == entries
 
 
+# Fairness
+
+
+def test_a_ping_passes_what_waits_for_a_full_socket_and_only_that(facing):
+    peer, end = facing(is_small=True, queue_target=1000)
+    idle(end)
+    end.give(many(80))
+    until(lambda: end.connection._full_since)
+    end.give(many(80, first=80))
+    end.give([entry(5, 1)])
+    received = peer.data(161)
+    assert 80 <= received.index(entry(5, 1)) < 100
+    # The socket is free again: then what came first goes first.
+    idle(end)
+    end.give(many(100, 100))
+    end.give([entry(5, 2)])
+    assert peer.data(101)[-1] == entry(5, 2)
+
+
 # A peer that stands still
 
 

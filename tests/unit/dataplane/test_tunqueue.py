@@ -7,7 +7,7 @@ import socket
 import time
 
 import pytest
-from inmemory import batch_of, entries_of, entry
+from inmemory import SMALLEST, batch_of, entries_of, entry
 
 from bulkvpnd.dataplane.frames import BATCH_PACKETS_MAX, Frame
 from bulkvpnd.dataplane.tun import TunQueue
@@ -80,7 +80,7 @@ def test_the_largest_packet_that_there_is(device):
 
 def test_a_batch_ends_after_so_many_packets(device):
     queue, kernel = device
-    one = entry(1, 1, 60)
+    one = entry(1, 1, SMALLEST)
     for _ in range(BATCH_PACKETS_MAX + 10):
         kernel.send(one)
     batch = Frame(FRAME_SIZE)
@@ -93,9 +93,9 @@ def test_a_batch_ends_after_so_many_packets(device):
 def test_many_packets_are_a_full_batch():
     batch = Frame(FRAME_SIZE)
     for _ in range(BATCH_PACKETS_MAX - 1):
-        batch.add(entry(1, 1, 60))
+        batch.add(entry(1, 1, SMALLEST))
     assert not TunQueue.is_full(batch)
-    batch.add(entry(1, 1, 60))
+    batch.add(entry(1, 1, SMALLEST))
     assert TunQueue.is_full(batch)
 
 
@@ -123,7 +123,7 @@ def test_waiting_ends_with_the_first_batch(device):
     batch = Frame(FRAME_SIZE)
     before = time.monotonic()
     assert queue.wait(batch, 0.05) == 0
-    assert time.monotonic() - before >= 0.05
+    assert 0.05 <= time.monotonic() - before < 5
     for number in range(3):
         kernel.send(entry(1, number))
     before = time.monotonic()

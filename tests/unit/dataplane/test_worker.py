@@ -244,6 +244,8 @@ def test_a_connection_is_closed_by_order(main):
     worker = main()
     before = descriptors(worker)
     peer = worker.establish()
+    worker.tun.send(entry(1, 1))
+    assert peer.data(1)
     worker.send("detach", connection=1, reason="replaced")
     worker.send("detach", connection=1, reason="done")
     worker.send("detach", connection=77, reason="done")
@@ -381,7 +383,7 @@ def test_without_a_connection_here_the_sibling_gets_it(main):
 
 def test_the_sibling_no_longer_has_one(main):
     worker = main()
-    for workers in ([0, 1], [0], []):
+    for workers in ([0, 1], [], [0]):
         worker.send("session", session=1, addresses=[THERE.hex()], any_address=False, workers=workers)
     worker.status()
     worker.tun.send(entry(1, 1))
