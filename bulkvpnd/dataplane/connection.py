@@ -323,11 +323,22 @@ class Connection:
                 self._standing_limit = None
                 self._socket.setsockopt(socket.SOL_SOCKET, SO_BUF_LOCK, 0)
             return
+        if not self._sndbuf_can_be_freed():
+            self._owns_sndbuf = False
+            return
         limit = int(max(self._rate * (STANDING_TRIPS * round_trip + STANDING_TIME), STANDING_MIN))
         if self._standing_limit is None or not 0.75 < limit / self._standing_limit < 1.33:
             self._standing_limit = limit
             # The kernel doubles it, for its own overhead: socket(7).
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, limit)
+
+    def _sndbuf_can_be_freed(self):
+        """Whether the kernel can go back to its autotuning, which needs Linux 5.14."""
+        try:
+            self._socket.getsockopt(socket.SOL_SOCKET, SO_BUF_LOCK)
+        except OSError:
+            return False
+        return True
 
     def close(self, reason):
         """Sends CLOSE behind what is being sent, then ends. reason: one of frame.CLOSE_REASONS."""

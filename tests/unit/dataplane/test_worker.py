@@ -6,12 +6,15 @@ import os
 import pathlib
 import signal
 import socket
-import subprocess
 import sys
 
 import gevent
 import gevent.socket
 import pytest
+
+# Not the standard one: once a loop of gevent watches children it reaps all of them, and a status that somebody else has
+# reaped is 0 for the standard library.
+from gevent import subprocess
 from inmemory import FRAME_SIZE, HERE, THERE, entry, until
 from peer import CIPHER, OURS, SETTINGS, THEIRS, Peer, joined, payload
 
