@@ -25,6 +25,9 @@ RECEIVE_EXTRA = 256 * 1024
 """Bytes of the receive buffer beyond one frame, so that one system call can bring several (choice)."""
 FRAME_TIME = 0.002
 """Seconds that a frame may occupy a slow path: a sparse flow waits that long at most for the one before (choice)."""
+FAST_RATE = 50e6
+"""Bytes a second above which no path is slow: the largest frame takes 5 ms. A socket that is full at such a rate
+mostly waits for a CPU at the far end, and short frames would cost more of it (benchmarks, cpu_s_per_gb; choice)."""
 BUDGET_MIN = 4 * 1024
 """Bytes; smaller frames would cost more CPU time than they save time on the path (choice)."""
 UNSENT_RANGE = (4 * 1024, 128 * 1024)
@@ -300,9 +303,10 @@ class Connection:
             return
         rate = self._rate_bytes / elapsed
         self._rate_since, self._rate_bytes = now, 0
-        # Up at once, down slowly: a rate that seems too low would make itself true.
-        self._rate = rate if self._rate is None or rate > self._rate else (7 * self._rate + rate) / 8
-        self._queue.budget = int(min(max(self._rate * FRAME_TIME, BUDGET_MIN), self._frame_size))
+        # Up at once, down in some steps: what fills the kernel's buffer at first is no rate of the path.
+        self._rate = rate if self._rate is None or rate > self._rate else (self._rate + rate) / 2
+        is_fast = self._rate >= FAST_RATE
+        self._queue.budget = self._frame_size if is_fast else int(max(self._rate * FRAME_TIME, BUDGET_MIN))
         least, most = UNSENT_RANGE
         limit = int(min(max(self._rate * FRAME_TIME, least), most))
         if not 0.75 < limit / self._unsent_limit < 1.33:
