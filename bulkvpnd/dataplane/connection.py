@@ -72,8 +72,8 @@ class Connection:
 
     number: the main process's name for it. index: its place in the session. sock: connected, non-blocking, a plain
     socket and not gevent's. session: routing.Session. sealer, opener: protocol.keys. settings: frame_size, offloads,
-    peer_offloads, keepalive, keepalive_timeout, rekey_bytes, rekey_interval, queue_target, queue_interval. worker:
-    has queue, pool, scratch, plain, drops, established(connection), closed(connection, reason, clean, blame),
+    peer_offloads, keepalive, keepalive_timeout, rekey_bytes, rekey_interval, queue_target, queue_interval, sndbuf.
+    worker: has queue, pool, scratch, plain, drops, established(connection), closed(connection, reason, clean, blame),
     bug(error). head: bytes that came behind the handshake.
     """
 
