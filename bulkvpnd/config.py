@@ -152,6 +152,41 @@ def network(version, longest):
     return parse
 
 
+def pushed_network(raw):
+    """A network of either version that a client can be told to route into the tunnel."""
+    try:
+        value = ipaddress.ip_network(raw) if "/" in raw and "%" not in raw else None
+    except ValueError:
+        value = None
+    if value is None or value.prefixlen < 8 or not _is_elsewhere(value.network_address):
+        raise ValueError("a network with no host bits set, /8 or smaller, for example 192.168.7.0/24 or fd00:7::/64")
+    return value
+
+
+def name_server(raw):
+    try:
+        value = ipaddress.ip_address(raw)
+    except ValueError:
+        value = None
+    if value is None or "%" in raw or not _is_elsewhere(value):
+        raise ValueError("the IP address of a name server, for example 10.86.0.1; no loopback or link-local address")
+    return value
+
+
+def _is_elsewhere(address):
+    """As bulkvpnd.protocol.handshake has it: what clients would not take is refused before it is pushed."""
+    own = address.is_multicast or address.is_loopback or address.is_unspecified or address.is_link_local
+    return not (own or getattr(address, "ipv4_mapped", None))
+
+
+def domain(raw):
+    """A domain name: labels of RFC 1123 section 2.1, at most 253 characters."""
+    label = "[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+    if len(raw) > 253 or not re.fullmatch(rf"{label}(?:\.{label})*", raw):
+        raise ValueError("a domain name of letters, digits, hyphens and dots, for example example.org")
+    return raw
+
+
 def device_name(raw):
     """Up to 15 bytes: IFNAMSIZ - 1 of net/if.h; %d asks the kernel for the first free number."""
     if not re.fullmatch(r"[A-Za-z0-9_.-]{1,15}|[A-Za-z0-9_.-]{1,13}%d", raw) or raw in (".", ".."):
@@ -196,7 +231,8 @@ class Option:
     """One option: a key of the file and a flag.
 
     parse: raw string to value, ValueError says what is right. default: raw string, or None if there is none.
-    role: the mode that knows it, None for both. repeat: may stand several times, the value is a tuple.
+    role: the mode that knows it, None for both. repeat: may stand several times, the value is a tuple, of at
+    most `most`.
     secret: the value never appears in a message. reload: how a change takes effect.
     """
 
@@ -209,6 +245,7 @@ class Option:
     role: str | None = None
     repeat: bool = False
     secret: bool = False
+    most: int = 64
 
     @property
     def field(self):
@@ -234,6 +271,15 @@ OPTIONS = (
     Option("pool-ipv6", network(6, 126), None, "NETWORK", "Network",
            "IPv6 addresses inside the tunnel: the server takes the first, each client leases one",
            role="server"),
+    Option("routes", pushed_network, None, "NETWORK", "Network",
+           "a network behind the server that clients are told to reach through the tunnel; may be repeated",
+           role="server", repeat=True, most=256),
+    Option("dns", name_server, None, "ADDRESS", "Network",
+           "a name server that clients are told to ask through the tunnel; may be repeated",
+           role="server", repeat=True, most=8),
+    Option("dns-search", domain, None, "DOMAIN", "Network",
+           "a domain that clients are told to complete names with and to ask these name servers about; may be repeated",
+           role="server", repeat=True, most=8),
     Option("mtu", integer(1280, 65521, "bytes"), "1500", "BYTES", "Network",
            "MTU of the TUN device; pushed to clients. The outer connection is a stream, so 1500 fits any path"),
     Option("txqueuelen", integer(1, 100000, "packets"), "9000", "PACKETS", "Network",
@@ -454,6 +500,10 @@ def _value(option, raw, file, lines):
             return () if option.repeat else None
         raw = [option.default] if option.repeat else option.default
     parsed = []
+    if option.repeat and len(raw) > option.most:
+        where = f"{file}:{lines[option.most]}: {option.name}" if lines else f"--{option.name}"
+        raise ConfigurationError(f"{where}: given {len(raw)} times; at most {option.most} are allowed",
+                                 on_command_line=not lines)
     for at, one in enumerate(raw if option.repeat else [raw]):
         try:
             parsed.append(option.parse(one))

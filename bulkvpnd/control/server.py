@@ -141,6 +141,9 @@ class Server:
             rcvbuf=configuration.rcvbuf,
             keepalive=configuration.keepalive,
             keepalive_timeout=configuration.keepalive_timeout,
+            routes=configuration.routes,
+            dns=configuration.dns,
+            dns_search=configuration.dns_search,
         )
 
     def _attach(self, sock, session, hello, peer, secrets, head):

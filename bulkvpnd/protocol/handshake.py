@@ -32,6 +32,10 @@ CONNECTIONS_MAX = 64
 POOL_PREFIX_MIN = 8
 """Bits (choice, also of the options pool-ipv4 and pool-ipv6): the client's kernel routes the whole prefix into the
 tunnel, so with /0 a server could take all of its traffic unasked."""
+ROUTES_MAX, DNS_MAX, DNS_SEARCH_MAX = 256, 8, 8
+"""Pushed networks, name servers and search domains (choice: all of them at their longest fit a message)."""
+DOMAIN_MAX = 253
+"""Characters of a domain name (RFC 1035 section 2.3.4, without the root)."""
 FRAME_SIZE_RANGE = (128 * 1024, 1024 * 1024)
 """Bytes of payload that both ends may agree on; the smaller wish counts."""
 
@@ -84,6 +88,42 @@ def _object(body):
     return fields
 
 
+_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
+"""RFC 1123 section 2.1; no underscore, no dot at the end: it goes into files that other programs read."""
+
+
+def _is_elsewhere(address):
+    """Whether an address can be another host's, beyond the link. One that stands for an IPv4 address is not asked."""
+    own = address.is_multicast or address.is_loopback or address.is_unspecified or address.is_link_local
+    return not (own or getattr(address, "ipv4_mapped", None))
+
+
+def _network(text):
+    # What ipaddress would take besides: no length at all, a mask for it, a zone behind a percent sign.
+    if not re.fullmatch(r"[0-9a-fA-F.:]{2,45}/[0-9]{1,3}", text):
+        raise ValueError
+    value = ipaddress.ip_network(text)
+    if value.prefixlen < POOL_PREFIX_MIN or not _is_elsewhere(value.network_address):
+        raise ValueError
+    return value
+
+
+def _unicast_address(text):
+    if not re.fullmatch(r"[0-9a-fA-F.:]{2,45}", text):
+        raise ValueError
+    value = ipaddress.ip_address(text)
+    if not _is_elsewhere(value):
+        raise ValueError
+    return value
+
+
+def _domain(text):
+    if len(text) > DOMAIN_MAX or not _DOMAIN.fullmatch(text):
+        raise ValueError
+    return text
+
+
 class _Fields:
     """Typed access to a JSON object; whatever is wrong becomes a RemoteError that names the field, not the value."""
 
@@ -129,6 +169,25 @@ class _Fields:
         if not isinstance(value, list) or len(value) > 64 or not all(isinstance(word, str) for word in value):
             raise self._wrong(name, "a list of at most 64 words")
         return tuple(dict.fromkeys(word for word in value if word in known))
+
+    def _list(self, name, most, parse, expected):
+        """What `parse`, which raises ValueError, makes of each text of a list; one that comes twice counts once."""
+        value = self._value(name)
+        try:
+            if not isinstance(value, list) or len(value) > most or not all(isinstance(one, str) for one in value):
+                raise ValueError
+            return tuple(dict.fromkeys(parse(one) for one in value))
+        except ValueError:
+            raise self._wrong(name, f"a list of at most {most} {expected}") from None
+
+    def networks(self, name, most):
+        return self._list(name, most, _network, "unicast networks without host bits")
+
+    def addresses(self, name, most):
+        return self._list(name, most, _unicast_address, "unicast addresses")
+
+    def domains(self, name, most):
+        return self._list(name, most, _domain, "domain names of letters, digits, hyphens and dots")
 
     def interface(self, name, version):
         """An address with its prefix length, or None."""
@@ -203,7 +262,9 @@ class Hello:
 @dataclasses.dataclass(frozen=True, slots=True)
 class Welcome:
     """The server's answer. ipv4, ipv6: the client's address with the pool's prefix length, or None. sndbuf, rcvbuf:
-    bytes, or None for the kernel's autotuning. keepalive, keepalive_timeout: seconds. frame_size, mtu: bytes."""
+    bytes, or None for the kernel's autotuning. keepalive, keepalive_timeout: seconds. frame_size, mtu: bytes.
+    routes: networks behind the server, dns: addresses of name servers, dns_search: domain names. The client decides
+    which of these it takes."""
 
     session: bytes
     token: bytes = dataclasses.field(repr=False)
@@ -220,6 +281,9 @@ class Welcome:
     rcvbuf: int | None
     keepalive: int
     keepalive_timeout: int
+    routes: tuple = ()
+    dns: tuple = ()
+    dns_search: tuple = ()
 
     def to_json(self):
         return {
@@ -239,6 +303,9 @@ class Welcome:
             "rcvbuf": self.rcvbuf,
             "keepalive": self.keepalive,
             "keepalive_timeout": self.keepalive_timeout,
+            "routes": [str(network) for network in self.routes],
+            "dns": [str(address) for address in self.dns],
+            "dns_search": list(self.dns_search),
         }
 
     @classmethod
@@ -264,6 +331,9 @@ class Welcome:
             rcvbuf=fields.optional_integer("rcvbuf", 16384, 1 << 28),
             keepalive=fields.integer("keepalive", 1, 3600),
             keepalive_timeout=fields.integer("keepalive_timeout", 2, 7200),
+            routes=fields.networks("routes", ROUTES_MAX),
+            dns=fields.addresses("dns", DNS_MAX),
+            dns_search=fields.domains("dns_search", DNS_SEARCH_MAX),
         )
         if welcome.ipv4 is None and welcome.ipv6 is None:
             raise RemoteError("handshake", "WELCOME: has no address")

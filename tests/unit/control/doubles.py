@@ -81,13 +81,15 @@ class Authority:
 
 
 def configuration(directory, mode, end, **options):
-    """directory: private, for the files. mode: server or client. end: (ca, certificate, key). options: by name."""
+    """directory: private, for the files. mode: server or client. end: (ca, certificate, key). options: by name; a
+    list is an option that is repeated."""
     lines = {"mode": mode, "pool-ipv4": "10.86.0.0/24"} if mode == "server" else {"mode": mode}
     lines |= {name.replace("_", "-"): value for name, value in options.items()}
     path = directory / f"{mode}.conf"
     path.touch(0o600)
     parts = [f"<{name}>\n{pem}</{name}>\n" for name, pem in zip(("ca", "certificate", "key"), end, strict=True)]
-    path.write_text("".join(f"{name} = {value}\n" for name, value in lines.items() if value is not None)
+    values = {name: value if isinstance(value, list) else [value] for name, value in lines.items() if value is not None}
+    path.write_text("".join(f"{name} = {value}\n" for name, several in values.items() for value in several)
                     + "".join(parts))
     arguments = ["--config", str(path), "--state-directory", str(directory / "state"),
                  "--runtime-directory", str(directory / "run")]

@@ -150,6 +150,19 @@ def test_the_smaller_wish_counts(site, start):
     assert (welcome.connections, welcome.frame_size) == (3, 1 << 17)
 
 
+def test_what_is_pushed_besides_the_addresses(site, start):
+    server = start(routes=["192.168.7.0/24", "fd00:7::/64"], dns=["10.86.0.1"], dns_search=["example.org", "test"])
+    welcome = admit(site, server).welcome
+    assert [str(network) for network in welcome.routes] == ["192.168.7.0/24", "fd00:7::/64"]
+    assert [str(address) for address in welcome.dns] == ["10.86.0.1"]
+    assert welcome.dns_search == ("example.org", "test")
+
+
+def test_nothing_is_pushed_unasked(site, server):
+    welcome = admit(site, server).welcome
+    assert (welcome.routes, welcome.dns, welcome.dns_search) == ((), (), ())
+
+
 def test_the_device_gets_the_first_addresses(start):
     server = start(pool_ipv6="fd86::/64")
     assert server.link.calls == [("addresses", "bulk0", ["10.86.0.1/24", "fd86::1/64"])]

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bulkvpnd import config
 from bulkvpnd.protocol import handshake
 from bulkvpnd.protocol.errors import Refused, RemoteError
 from bulkvpnd.protocol.handshake import Hello, Refuse, Welcome
@@ -48,6 +49,9 @@ WELCOME = {
     "rcvbuf": None,
     "keepalive": 10,
     "keepalive_timeout": 30,
+    "routes": ["192.168.7.0/24", "fd00:7::/64"],
+    "dns": ["10.86.0.1", "fd86:1:2:3::1"],
+    "dns_search": ["example.org", "x"],
 }
 MESSAGES = {"HELLO": (Hello, HELLO), "WELCOME": (Welcome, WELCOME)}
 
@@ -178,7 +182,7 @@ def test_a_field_of_the_wrong_type(message, field):
     if (message, field) not in NULLABLE:
         wrong.append(None)
     if field not in ("ciphers", "offload"):  # where unknown words are for later versions
-        wrong += [[], [MARK]]
+        wrong += [[MARK]] if field in LISTS else [[], [MARK]]
     for value in wrong:
         text = refused(message, changed(message, **{field: value}))
         assert text.startswith(f"{message}: {field} should be ")
@@ -255,6 +259,86 @@ def test_an_address_that_is_none(field, value):
 )  # fmt: skip
 def test_an_address(field, value):
     assert getattr(Welcome.decode(changed("WELCOME", **{field: value})), field) == ipaddress.ip_interface(value)
+
+
+# The most of each list, and what may not stand in it.
+LISTS = {
+    "routes": (
+        256,
+        [
+            "10.0.0.0", "10.0.0.1/24", "0.0.0.0/0", "0.0.0.0/8", "10.0.0.0/7", "10.0.0.0/33", "10.0.0.0/255.0.0.0",
+            "10.0.0.0/24\n", " 10.0.0.0/24", "10.0.0.0/\u0662", "127.0.0.0/8", "127.8.0.0/16", "169.254.169.254/32",
+            "224.0.0.0/8", "::/0", "::/8", "::1/128", "fc00::/7", "fe80::/64", "fe80::%1/64", "ff00::/8", "ff02::1/128",
+            "fd00::1/64", "::ffff:10.0.0.0/104", "fd00::/129", "fd00::/-1", "default", "", "/24", MARK,
+        ],
+    ),
+    "dns": (
+        8,
+        [
+            "10.0.0.1/32", "10.0.0", "10.0.0.01", "0x0a000001", "167772161", "0.0.0.0", "127.0.0.53", "169.254.1.1",
+            "224.0.0.251", "::", "::1", "fe80::1", "fe80::1%1", "fd00::1%eth0", "ff02::fb", "::ffff:127.0.0.1",
+            "[fd00::1]", "10.0.0.1:53", "10.0.0.1\n", " 10.0.0.1", "localhost", "", MARK, "1" * 46,
+        ],
+    ),
+    "dns_search": (
+        8,
+        [
+            "", ".", "example.org.", ".example.org", "example..org", "-example.org", "example-.org", "exa_mple.org",
+            "exam ple.org", "example.org\n", "example.org\0", "~.", "*.example.org", "b\u00fccher.example", "$(id)",
+            MARK, "x" * 64, ".".join(["x" * 63] * 4), "\u0661.example",
+        ],
+    ),
+}  # fmt: skip
+LONGEST = {
+    "routes": [f"{'-'.join([f'{n:04x}'] * 8).replace('-', ':')}/128" for n in range(0x2222, 0x2222 + 256)],
+    "dns": [":".join([f"{n:04x}"] * 8) for n in range(0x2222, 0x2222 + 8)],
+    "dns_search": [".".join([f"{n}" + "x" * 62] * 3) + "." + "x" * 61 for n in range(8)],
+}
+"""As many as are allowed, and none could be longer."""
+
+
+@pytest.mark.parametrize("field, value", [(field, value) for field, (_, bad) in LISTS.items() for value in bad])
+def test_what_a_list_may_not_hold(field, value):
+    good = WELCOME[field]
+    text = refused("WELCOME", changed("WELCOME", **{field: [*good, value]}))
+    assert text.startswith(f"WELCOME: {field} should be a list of at most {LISTS[field][0]} ")
+
+
+@pytest.mark.parametrize("field", LISTS)
+def test_how_much_a_list_may_hold(field):
+    most = LISTS[field][0]
+    assert len(getattr(Welcome.decode(changed("WELCOME", **{field: LONGEST[field]})), field)) == most
+    for values in (LONGEST[field] + WELCOME[field][:1], WELCOME[field][:1] * (most + 1), "10.0.0.1", None, {"x": 1}):
+        refused("WELCOME", changed("WELCOME", **{field: values}))
+    assert getattr(Welcome.decode(changed("WELCOME", **{field: []})), field) == ()
+    once, *_ = WELCOME[field]
+    assert len(getattr(Welcome.decode(changed("WELCOME", **{field: [once, once]})), field)) == 1
+
+
+@pytest.mark.parametrize("field", LISTS)
+@given(data=st.data())
+@examples
+def test_what_the_option_takes_is_taken_here(field, data):
+    """So that no server pushes what its clients refuse."""
+    option = config.BY_NAME[field.replace("_", "-")]
+    assert option.most == LISTS[field][0]
+    known = st.sampled_from([*LISTS[field][1], *WELCOME[field]])
+    text = data.draw(known | st.text("0123456789abcdef.:/-%", max_size=20))
+    try:
+        value = option.parse(text)
+    except ValueError:
+        assert text not in WELCOME[field]
+        return
+    assert getattr(Welcome.decode(changed("WELCOME", **{field: [str(value)]})), field) == (value,)
+
+
+def test_the_longest_lists_fit_a_message():
+    encoded = handshake.encode(Welcome.decode(changed("WELCOME", **LONGEST, ipv6="2222:" * 7 + "2222/128")))
+    handshake.message_size(encoded[:2])
+
+
+def test_a_domain_of_the_greatest_length():
+    assert {len(name) for name in LONGEST["dns_search"]} == {253}
 
 
 def test_welcome_has_an_address():
@@ -353,6 +437,23 @@ def interfaces(version, longest):
     return st.none() | st.builds(lambda address, prefix: cls((address, prefix)), unicast, st.integers(8, longest))
 
 
+def unicast():
+    return st.ip_addresses().filter(
+        lambda one: not (one.is_multicast or one.is_loopback or one.is_unspecified or one.is_link_local)
+        and not getattr(one, "ipv4_mapped", None)
+        and one not in ipaddress.ip_network("0.0.0.0/8" if one.version == 4 else "::/8")
+        and one not in ipaddress.ip_network("127.0.0.0/8" if one.version == 4 else "fe00::/8")
+    )
+
+
+def network(address, prefix):
+    return ipaddress.ip_network((address, min(prefix, address.max_prefixlen)), strict=False)
+
+
+def lists(values, most):
+    return st.lists(values, unique=True, max_size=min(most, 20)).map(tuple)
+
+
 def octets(size):
     return st.binary(min_size=size, max_size=size)
 
@@ -388,6 +489,10 @@ WELCOMES = st.builds(
     rcvbuf=st.none() | st.integers(16384, 2**28),
     keepalive=st.integers(1, 3600),
     keepalive_timeout=st.integers(2, 7200),
+    routes=lists(st.builds(network, unicast(), st.integers(8, 128)), 256),
+    dns=lists(unicast(), 8),
+    dns_search=lists(st.from_regex(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[a-z0-9]{1,8}){0,9}",
+                                   fullmatch=True), 8),
 ).filter(lambda welcome: welcome.ipv4 or welcome.ipv6)
 
 
@@ -444,7 +549,8 @@ def decoded(cls, octets):
 JSON = st.recursive(
     st.one_of(
         st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20), st.integers(-2, 70),
-        st.sampled_from([MARK, "\ud800", "0" * 32, "a" * 64, "10.0.0.1/24", "fd00::1/64", *CIPHERS, *OFFLOADS]),
+        st.sampled_from([MARK, "\ud800", "0" * 32, "a" * 64, "10.0.0.1/24", "fd00::1/64", "10.0.0.0/8", "10.0.0.1",
+                         "x.example", *CIPHERS, *OFFLOADS]),
     ),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=6,
