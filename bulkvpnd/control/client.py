@@ -36,7 +36,11 @@ SESSION_NUMBER = 1
 
 
 class Client:
-    """The role `mode = client`. on_ready(): called when the first connection carries traffic."""
+    """The role `mode = client`. on_ready(): called when the first connection carries traffic.
+
+    workers, changes (host.changes.Changes, for what it changes on the machine while it runs): set by the main process
+    before start.
+    """
 
     def __init__(self, configuration, context, tun, ciphers, on_ready, on_failure):
         self._configuration = configuration
@@ -46,6 +50,7 @@ class Client:
         self._on_ready = on_ready
         self._on_failure = on_failure
         self.workers = None
+        self.changes = None
         self._welcome = None  # of the present session; None while there is none
         self._begin = Semaphore(1)
         self._changed = Event()  # set, and replaced by a new one, when the session changes

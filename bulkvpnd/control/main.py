@@ -2,11 +2,15 @@
 
     configuration, certificates  --wrong?-->  exit 78, nothing touched
     TUN device, offload probe, link up        exit 77 without the privilege, 1 when the kernel refuses
+    what is changed on the machine            what a crash left of it is removed first
     workers, status socket
     Server or Client                          READY=1 when the tunnel can carry traffic
-    SIGTERM, SIGINT                           CLOSE to the peers, workers ended, device gone, exit 0
+    SIGTERM, SIGINT                           CLOSE to the peers, and back through all of this, exit 0
+
+Each step puts its undo on one stack, so a failure or a stop in the middle of a start undoes what was done, no more.
 """
 
+import contextlib
 import datetime
 import logging
 import os
@@ -23,7 +27,8 @@ from bulkvpnd.control.client import Client
 from bulkvpnd.control.server import Server
 from bulkvpnd.control.status import StatusSocket
 from bulkvpnd.control.workers import Workers
-from bulkvpnd.host import link
+from bulkvpnd.host import link, sysctl
+from bulkvpnd.host.changes import Changes
 from bulkvpnd.host.tun import Tun, TunError
 
 log = logging.getLogger(__name__)
@@ -85,36 +90,44 @@ class Main:
         self._started = time.time()
 
     def run(self):
-        configuration = self._configuration
-        count = configuration.workers or min(len(os.sched_getaffinity(0)), configuration.connections)
-        self._tun = Tun.open(configuration.device, count)
-        role = workers = status = None
-        try:
-            link.bring_up(self._tun.name, configuration.mtu, configuration.txqueuelen)
-            self._probe_offload()
-            role = _ROLES[configuration.mode](configuration, self._context, self._tun, ciphers.offer(configuration),
-                                              self._on_ready, self._on_failure)
-            workers = role.workers = Workers(self._tun, configuration.frame_size, role)
-            workers.start()
-            status = StatusSocket(configuration.runtime_directory, lambda: self._status(role, workers))
-            status.start()
-            role.start()
-            gevent.spawn(self._watch, role, workers)
-            self._stop.wait()
-        finally:
-            service.notify(STOPPING=1)
-            if role:
-                role.stop()
-            if workers:
-                workers.stop()
-            if status:
-                status.stop()
-            self._tun.close()
+        with contextlib.ExitStack() as undo:
+            try:
+                self._start(undo)
+                self._stop.wait()
+            finally:
+                service.notify(STOPPING=1)
         if self._failure:
             log.error("stopping: %s", self._failure)
             return 1
         log.info("stopped")
         return os.EX_OK
+
+    def _start(self, undo):
+        """undo: the ExitStack that takes everything back."""
+        configuration = self._configuration
+        count = configuration.workers or min(len(os.sched_getaffinity(0)), configuration.connections)
+        self._tun = Tun.open(configuration.device, count)
+        undo.callback(self._tun.close)
+        link.bring_up(self._tun.name, configuration.mtu, configuration.txqueuelen)
+        self._probe_offload()
+        directory = sysctl.shared_directory(configuration.runtime_directory)
+        changes = undo.enter_context(Changes(sysctl.Ledger(directory, configuration.name)))
+        self._change_host(changes)
+        role = _ROLES[configuration.mode](configuration, self._context, self._tun, ciphers.offer(configuration),
+                                          self._on_ready, self._on_failure)
+        role.changes = changes
+        workers = role.workers = Workers(self._tun, configuration.frame_size, role)
+        undo.callback(workers.stop)
+        workers.start()
+        status = StatusSocket(configuration.runtime_directory, lambda: self._status(role, workers))
+        undo.callback(status.stop)
+        status.start()
+        undo.callback(role.stop)
+        role.start()
+        gevent.spawn(self._watch, role, workers)
+
+    def _change_host(self, changes):
+        """Everything that is wanted on the machine beyond the device, in order; roles add theirs as they go on."""
 
     def _probe_offload(self):
         if not self._configuration.offload:

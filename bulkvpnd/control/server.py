@@ -29,7 +29,11 @@ PENDING_SECONDS = 5.0
 
 
 class Server:
-    """The role `mode = server`. on_ready(): called once. workers: set by the main process before start."""
+    """The role `mode = server`. on_ready(): called once.
+
+    workers, changes (host.changes.Changes, for what it changes on the machine while it runs): set by the main process
+    before start.
+    """
 
     def __init__(self, configuration, context, tun, ciphers, on_ready, on_failure):
         self._configuration = configuration
@@ -39,6 +43,7 @@ class Server:
         self._on_ready = on_ready
         self._stopping = False
         self.workers = None
+        self.changes = None
         self._pool = Pool((configuration.pool_ipv4, configuration.pool_ipv6),
                           configuration.state_directory / "leases.json")
         self._listener = Listener(configuration.listen, configuration.max_handshakes, self._prepare, self._handle)
