@@ -25,7 +25,7 @@ AWAITED = {"benchmarks/run", "docs/benchmarks/"}
 """Named by the documents already; they come with the comparison that the README announces."""
 
 INSTALLED = (
-    "/etc/bulkvpn", "/run/bulkvpnd", "/var/lib/bulkvpnd", "/dev/net/tun", "/usr/sbin/bulkvpn", "/usr/bin/python3",
+    "/etc/bulkvpn", "/run/bulkvpn", "/var/lib/bulkvpnd", "/dev/net/tun", "/usr/sbin/bulkvpn", "/usr/bin/python3",
     "/bin/ip",
 )  # fmt: skip
 """How an absolute path in a document may begin: what the package has, makes or calls."""

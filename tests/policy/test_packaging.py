@@ -10,6 +10,7 @@ import pytest
 
 import bulkvpnd
 from bulkvpnd import config
+from bulkvpnd.host import sysctl
 
 ROOT = pathlib.Path(__file__).parents[2]
 DEBIAN = ROOT / "debian"
@@ -113,6 +114,13 @@ def test_a_restart_of_the_target_reaches_the_instances():
 
 def test_user_is_made_by_the_package(service):
     assert (DEBIAN / "bulkvpnd.sysusers").read_text().split()[:2] == ["u", service["User"][0]]
+
+
+def test_what_instances_share_is_made_by_the_package_and_can_be_written(service):
+    lines = (DEBIAN / "bulkvpnd.tmpfiles").read_text().splitlines()
+    kind, path, _mode, *owner = [line.split() for line in lines if not line.startswith("#")][0][:5]
+    assert (kind, path, owner) == ("d", str(sysctl.SHARED_DIRECTORY), service["User"] * 2)
+    assert service["ReadWritePaths"] == [f"-{sysctl.SHARED_DIRECTORY}"]
 
 
 def exposure(file):
