@@ -27,7 +27,7 @@ from bulkvpnd.control.client import Client
 from bulkvpnd.control.server import Server
 from bulkvpnd.control.status import StatusSocket
 from bulkvpnd.control.workers import Workers
-from bulkvpnd.host import link, sysctl
+from bulkvpnd.host import firewall, link, sysctl
 from bulkvpnd.host.changes import Changes
 from bulkvpnd.host.tun import Tun, TunError
 
@@ -64,7 +64,7 @@ def run(configuration, check_only=False):
         log.warning("the certificate expires in %d days; renew it", days)
     try:
         return Main(configuration, context, stop).run()
-    except (TunError, link.LinkError, OSError) as error:
+    except (TunError, firewall.FirewallError, link.LinkError, OSError) as error:
         log.error("%s", error)
         return getattr(error, "exit_status", os.EX_NOPERM if isinstance(error, PermissionError) else 1)
 
@@ -111,7 +111,8 @@ class Main:
         link.bring_up(self._tun.name, configuration.mtu, configuration.txqueuelen)
         self._probe_offload()
         directory = sysctl.shared_directory(configuration.runtime_directory)
-        changes = undo.enter_context(Changes(sysctl.Ledger(directory, configuration.name)))
+        changes = undo.enter_context(Changes(sysctl.Ledger(directory, configuration.name),
+                                             firewall.Firewall(configuration.name)))
         self._change_host(changes)
         role = _ROLES[configuration.mode](configuration, self._context, self._tun, ciphers.offer(configuration),
                                           self._on_ready, self._on_failure)
@@ -124,6 +125,7 @@ class Main:
         status.start()
         undo.callback(role.stop)
         role.start()
+        changes.firewall.clean()
         gevent.spawn(self._watch, role, workers)
 
     def _change_host(self, changes):

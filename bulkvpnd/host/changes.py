@@ -9,16 +9,22 @@ import contextlib
 
 
 class Changes(contextlib.ExitStack):
-    """Leaving the context undoes everything. ledger: the sysctls, see host.sysctl.Ledger; theirs is undone last."""
+    """Leaving the context undoes everything.
 
-    def __init__(self, ledger):
+    ledger: the sysctls, see host.sysctl.Ledger; theirs is undone last. firewall: the instance's table, see
+    host.firewall.Firewall, to which several changes add their parts; it is undone just before.
+    """
+
+    def __init__(self, ledger, firewall):
         super().__init__()
         self.ledger = ledger
+        self.firewall = firewall
 
     def __enter__(self):
         super().__enter__()
         self.ledger.recover()
         self.callback(self.ledger.restore)
+        self.callback(self.firewall.undo)
         return self
 
     def make(self, change, *arguments, wanted=True, **options):

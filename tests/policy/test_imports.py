@@ -31,7 +31,7 @@ ARROWS = {
     "workerlink": (set(), {"gevent"}),
     "protocol": (set(), {"cryptography"}),
     "dataplane": ({"protocol", "workerlink"}, {"gevent"}),
-    "host": (set(), {"pyroute2"}),
+    "host": (set(), {"nftables", "pyroute2"}),
     "control": ({"config", "host", "pki", "protocol", "service", "workerlink"}, {"gevent"}),
     "admin": ({"config", "pki"}, {"rich"}),
 }

@@ -16,6 +16,14 @@ class Ledger:
         self._said.append("restore")
 
 
+class Firewall:
+    def __init__(self, said):
+        self._said = said
+
+    def undo(self):
+        self._said.append("table gone")
+
+
 class Change:
     def __init__(self, said, name, fails=False):
         self._said, self._name, self._fails = said, name, fails
@@ -32,22 +40,22 @@ class Change:
 
 def test_the_reverse_of_the_order():
     said = []
-    with Changes(Ledger(said)) as changes:
+    with Changes(Ledger(said), Firewall(said)) as changes:
         assert changes.make(Change(said, "a"), 7) == 7
         changes.make(Change(said, "b"))
-    assert said == ["recover", "undo a", "apply a", "undo b", "apply b", "undo b", "undo a", "restore"]
+    assert said == ["recover", "undo a", "apply a", "undo b", "apply b", "undo b", "undo a", "table gone", "restore"]
 
 
 def test_a_failure_half_way_undoes_that_too():
     said = []
-    with pytest.raises(OSError), Changes(Ledger(said)) as changes:
+    with pytest.raises(OSError), Changes(Ledger(said), Firewall(said)) as changes:
         changes.make(Change(said, "a"))
         changes.make(Change(said, "b", fails=True))
-    assert said[-3:] == ["undo b", "undo a", "restore"]
+    assert said[-4:] == ["undo b", "undo a", "table gone", "restore"]
 
 
 def test_what_is_not_wanted_any_more_is_only_cleaned():
     said = []
-    with Changes(Ledger(said)) as changes:
+    with Changes(Ledger(said), Firewall(said)) as changes:
         assert changes.make(Change(said, "a"), wanted=False) is None
-    assert said == ["recover", "undo a", "restore"]
+    assert said == ["recover", "undo a", "table gone", "restore"]
