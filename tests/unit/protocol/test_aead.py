@@ -5,6 +5,7 @@ written; what is not authentic is never reported as opened.
 import json
 import pathlib
 
+import cryptography
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 from hypothesis import given, settings
@@ -59,6 +60,8 @@ def pattern(size):
     return (bytes(range(251)) * (size // 251 + 1))[:size]
 
 
+USED = dict(aead.CIPHERS)
+"""What the daemon takes, before `way` below puts each kind in its place."""
 WAYS = [(kind, False) for kind in aead.KINDS] + [(aead.KINDS[-1], True)]
 
 
@@ -76,7 +79,52 @@ def test_every_cipher_that_is_offered_is_tested():
     assert (aead.KEY_SIZE, aead.NONCE_SIZE, aead.TAG_SIZE) == (32, 12, TAG)
 
 
+def test_the_best_that_this_version_has_is_used():
+    version = int(cryptography.__version__.split(".")[0])
+    expected = ["_Into"] * all(hasattr(one, "encrypt_into") for one in ONE_SHOT.values())
+    expected += ["_Context"] * (version < 42) + ["_OneShot"]  # the bindings lost OpenSSL's EVP interface in 42
+    assert [kind.__name__ for kind in aead.KINDS] == expected
+    assert {cipher.func.__name__ for cipher in USED.values()} == {expected[0]}
+
+
 # Refused.
+
+
+@pytest.mark.parametrize("cipher", CIPHERS)
+@pytest.mark.parametrize("key", [b"", KEY[:-1], KEY + b"\0"], ids=len)
+def test_a_key_of_another_size(cipher, key):
+    with pytest.raises(ValueError):
+        aead.CIPHERS[cipher](key)
+
+
+@pytest.mark.parametrize("cipher", CIPHERS)
+@pytest.mark.parametrize("size", [0, 100, LIMIT + 100])
+def test_an_output_without_room_is_left_alone(cipher, size):
+    """OpenSSL writes where it is told: nothing but these checks is between a frame and what lies behind its buffer."""
+    one, plaintext, guarded = aead.CIPHERS[cipher](KEY), pattern(size), Guarded(size + TAG - 1)
+    with pytest.raises(ValueError):
+        one.seal_into(NONCE, memoryview(plaintext), HEADER, guarded.out)
+    guarded.written(size + TAG - 1)
+    sealed = seal(cipher, KEY, NONCE, plaintext, HEADER)
+    if size:
+        guarded = Guarded(size - 1)
+        with pytest.raises(ValueError):
+            one.open_into(NONCE, memoryview(sealed), HEADER, guarded.out)
+        guarded.written(size - 1)
+
+
+@pytest.mark.parametrize("cipher", CIPHERS)
+def test_an_output_that_may_not_be_written(cipher):
+    out = bytes(1000)
+    with pytest.raises((TypeError, ValueError, BufferError)):
+        aead.CIPHERS[cipher](KEY).seal_into(NONCE, memoryview(pattern(100)), HEADER, memoryview(out))
+    assert out == bytes(1000)
+
+
+@pytest.mark.parametrize("cipher", CIPHERS)
+def test_a_nonce_that_is_too_short(cipher):
+    with pytest.raises(ValueError):
+        seal(cipher, KEY, NONCE[:7], b"payload", HEADER)
 
 
 @pytest.mark.parametrize("vector", [one for one in VECTORS if not one["authentic"]], ids=lambda one: one["source"])

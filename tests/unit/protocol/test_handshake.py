@@ -224,6 +224,11 @@ def test_a_bad_list_of_words(field, value):
     assert "at most 64 words" in refused("HELLO", changed("HELLO", **{field: value}))
 
 
+@pytest.mark.parametrize("field", ["ciphers", "offload"])
+def test_the_longest_list_of_words(field):
+    Hello.decode(changed("HELLO", **{field: ["x"] * 64}))
+
+
 @pytest.mark.parametrize("value", ["", "aes-128-gcm", "AES-256-GCM", "aes-256-gcm\n", "aes-256-gcm,"])
 def test_an_unknown_cipher_in_welcome(value):
     assert "one of aes-256-gcm, chacha20-poly1305" in refused("WELCOME", changed("WELCOME", cipher=value))
@@ -360,6 +365,11 @@ def test_a_length_outside_its_range(size):
 @pytest.mark.parametrize("size", [2, 3, 16383, 16384])
 def test_a_length_within_its_range(size):
     assert handshake.message_size(size.to_bytes(2, "big")) == size
+
+
+def test_the_constants_of_the_specification():
+    assert (handshake.VERSION, handshake.ALPN) == (1, "bulkvpn/1")
+    assert (handshake.PREFIX_SIZE, handshake.MESSAGE_MAX) == (2, 16384)
 
 
 def test_a_message_of_the_greatest_length():

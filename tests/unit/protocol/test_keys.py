@@ -110,6 +110,11 @@ def pair(cipher="aes-256-gcm", secret=SECRET):
     return keys.Sealer(cipher, secret), keys.Opener(cipher, secret)
 
 
+def test_the_sizes_of_the_specification():
+    assert (keys.SECRET_SIZE, keys.RANDOM_SIZE, keys.FRAME_COUNT_LIMIT) == (32, 32, 2**32)
+    assert (keys.CLIENT_TO_SERVER, keys.SERVER_TO_CLIENT) == ("c2s", "s2c")
+
+
 # The second key schedule is right itself.
 
 
@@ -419,6 +424,16 @@ def test_a_nonce_is_used_up_even_when_sealing_fails(recorder):
         sealer.seal_into(HEADER, b"", memoryview(bytearray(0)))
     sealer.seal_into(HEADER, b"", memoryview(bytearray(100)))
     assert len(set(recorder.seen)) == 2
+
+
+@pytest.mark.parametrize(
+    ("frames", "bytes_", "is_due"),
+    [(0, 0, False), (0, 999, False), (0, 1000, True), (2**31 - 1, 0, False), (2**31, 0, True), (2**31, 1000, True)],
+)
+def test_a_key_is_due_by_bytes_or_by_frames(frames, bytes_, is_due):
+    sealer, _ = pair()
+    sealer.frames, sealer.bytes = frames, bytes_
+    assert sealer.is_due(1000) is is_due
 
 
 # Secrets.
