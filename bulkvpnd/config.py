@@ -30,6 +30,8 @@ DEFAULT_PORT = 7443
 FRAME_SIZE_MIN = 128 * 1024
 """Bytes; a frame must hold one super-packet (64 KiB) and leave room to fill the rest from the next batch."""
 FRAME_SIZE_MAX = 1024 * 1024
+MULTIPATH_WEIGHT_MAX = 256
+"""What every kernel with several next hops can have (struct nexthop_grp of linux/nexthop.h)."""
 MAX_FILE_SIZE = 1024 * 1024
 """Bytes of a configuration, certificate or key file; more is a mistake (choice)."""
 
@@ -187,6 +189,36 @@ def domain(raw):
     return raw
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Multipath:
+    """A prefix that this instance carries together with others. weight: its share. source: address, or None."""
+
+    prefix: object
+    weight: int
+    source: object
+
+    def __str__(self):
+        return f"{self.prefix} weight {self.weight}" + (f" source {self.source}" if self.source else "")
+
+
+def multipath(raw):
+    """PREFIX [weight W] [source ADDRESS]"""
+    expected = ("PREFIX [weight 1 to 256] [source ADDRESS], with no host bits set in PREFIX, "
+                "for example 10.2.0.0/16 weight 1")
+    match = re.fullmatch(r"(\S+/[0-9]{1,3})(?:\s+weight\s+([0-9]{1,3}))?(?:\s+source\s+(\S+))?", raw)
+    try:
+        prefix = ipaddress.ip_network(match[1])
+        source = ipaddress.ip_address(match[3]) if match[3] else None
+    except (TypeError, ValueError):
+        raise ValueError(expected) from None
+    weight = int(match[2] or 1)
+    if not 1 <= weight <= MULTIPATH_WEIGHT_MAX or (source and source.version != prefix.version):
+        raise ValueError(expected)
+    if prefix.is_multicast or prefix.is_loopback or prefix.is_link_local:
+        raise ValueError(expected)
+    return Multipath(prefix, weight, source)
+
+
 def device_name(raw):
     """Up to 15 bytes: IFNAMSIZ - 1 of net/if.h; %d asks the kernel for the first free number."""
     if not re.fullmatch(r"[A-Za-z0-9_.-]{1,15}|[A-Za-z0-9_.-]{1,13}%d", raw) or raw in (".", ".."):
@@ -284,6 +316,10 @@ OPTIONS = (
            "MTU of the TUN device; pushed to clients. The outer connection is a stream, so 1500 fits any path"),
     Option("txqueuelen", integer(1, 100000, "packets"), "9000", "PACKETS", "Network",
            "length of the transmit queue of the TUN device"),
+    Option("multipath", multipath, None, "PREFIX weight W", "Network",
+           "carry PREFIX together with other instances on this host, each with its share of the flows, while the "
+           "tunnel is up; source ADDRESS behind it is what this host's own packets get; may be repeated",
+           repeat=True),
     Option("ca", pem, None, "PEM", "Identity",
            "certificate of the authority that signed both ends: a path, or inline between <ca> and </ca>"),
     Option("certificate", pem, None, "PEM", "Identity",
@@ -533,11 +569,29 @@ def _check_together(configuration, file, lines, from_file, namespace):
             raise ConfigurationError(f"{file}: {name}: missing; mode = {mode} needs it, see bulkvpn.conf(5)")
     if mode == "server" and not (configuration.pool_ipv4 or configuration.pool_ipv6):
         raise ConfigurationError(f"{file}: pool-ipv4: missing; give pool-ipv4, pool-ipv6 or both")
+    _check_multipath(configuration, file, lines.get("multipath") if "multipath" in from_file else None)
     if mode == "server" and configuration.keepalive_timeout <= configuration.keepalive:
         raise ConfigurationError(
             f"{file}: keepalive-timeout = {configuration.keepalive_timeout}: should be longer than "
             f"keepalive = {configuration.keepalive}"
         )
+
+
+def _check_multipath(configuration, file, lines):
+    """lines: where the values stand in the file, None for the command line."""
+    pools = {"pool-ipv4": configuration.pool_ipv4, "pool-ipv6": configuration.pool_ipv6}
+    seen = set()
+    for at, wish in enumerate(configuration.multipath):
+        where = f"{file}:{lines[at]}: multipath" if lines else "--multipath"
+        if wish.prefix in seen:
+            raise ConfigurationError(f"{where} = {wish.prefix}: given twice; keep one of them", not lines)
+        seen.add(wish.prefix)
+        for name, pool in pools.items():
+            if pool and pool.version == wish.prefix.version and wish.prefix.subnet_of(pool):
+                raise ConfigurationError(
+                    f"{where} = {wish.prefix}: is inside {name} = {pool}, which is this instance's alone; "
+                    "give a network behind the tunnel", not lines
+                )
 
 
 def _with_directories(configuration):

@@ -31,6 +31,7 @@ EXAMPLES = {
     "routes": "192.168.7.0/24",
     "dns": "10.86.0.1",
     "dns-search": "example.org",
+    "multipath": "10.2.0.0/16 weight 1",
     "ca": "ca.crt",
     "certificate": "{role}.crt",
     "key": "{role}.key",

@@ -39,7 +39,7 @@ class Client:
     """The role `mode = client`. on_ready(): called when the first connection carries traffic.
 
     workers, changes (host.changes.Changes, for what it changes on the machine while it runs): set by the main process
-    before start.
+    before start. on_change(): called when carries() may have changed.
     """
 
     def __init__(self, configuration, context, tun, ciphers, on_ready, on_failure):
@@ -51,6 +51,7 @@ class Client:
         self._on_failure = on_failure
         self.workers = None
         self.changes = None
+        self.on_change = lambda: None
         self._welcome = None  # of the present session; None while there is none
         self._begin = Semaphore(1)
         self._changed = Event()  # set, and replaced by a new one, when the session changes
@@ -254,6 +255,7 @@ class Client:
         self._announce()
         if not self._was_up:
             self._was_up = True
+            self.on_change()
             # Its own: the present session may be another by now, or none.
             welcome = connection.welcome
             addresses = " and ".join(str(one.ip) for one in (welcome.ipv4, welcome.ipv6) if one)
@@ -283,6 +285,7 @@ class Client:
         connection.ended.set(reason)
         if self._was_up and not any(one.is_live for one in self._connections.values()):
             self._was_up = False
+            self.on_change()
             log.warning("no connection to the server is left; trying again")
 
     # What workers are told
@@ -296,6 +299,16 @@ class Client:
 
     def _announce(self):
         self.workers.broadcast(self._session_message())
+
+    # What the routes of this host need to know
+
+    def carries(self, prefix):
+        """Whether packets to `prefix`, an ipaddress network, get through now."""
+        return self._was_up
+
+    def outer_addresses(self):
+        """The far ends of the connections, text."""
+        return {transport.address_of(one.peer) for one in self._connections.values() if one.is_live}
 
     def stop(self):
         """Says goodbye to the server; at most two seconds."""

@@ -24,11 +24,13 @@ from gevent.event import Event
 from bulkvpnd import __version__, config, pki, service
 from bulkvpnd.control import ciphers, tls
 from bulkvpnd.control.client import Client
+from bulkvpnd.control.multipath import Multipath, literal_addresses
 from bulkvpnd.control.server import Server
 from bulkvpnd.control.status import StatusSocket
 from bulkvpnd.control.workers import Workers
 from bulkvpnd.host import firewall, link, sysctl
 from bulkvpnd.host.changes import Changes
+from bulkvpnd.host.multipath import MultipathError
 from bulkvpnd.host.tun import Tun, TunError
 
 log = logging.getLogger(__name__)
@@ -64,7 +66,7 @@ def run(configuration, check_only=False):
         log.warning("the certificate expires in %d days; renew it", days)
     try:
         return Main(configuration, context, stop).run()
-    except (TunError, firewall.FirewallError, link.LinkError, OSError) as error:
+    except (TunError, firewall.FirewallError, link.LinkError, MultipathError, OSError) as error:
         log.error("%s", error)
         return getattr(error, "exit_status", os.EX_NOPERM if isinstance(error, PermissionError) else 1)
 
@@ -120,12 +122,16 @@ class Main:
         workers = role.workers = Workers(self._tun, configuration.frame_size, role)
         undo.callback(workers.stop)
         workers.start()
-        status = StatusSocket(configuration.runtime_directory, lambda: self._status(role, workers))
+        multipath = Multipath(configuration.multipath, self._tun.name, directory, role, changes.ledger)
+        multipath.check(literal_addresses(configuration.remote))
+        status = StatusSocket(configuration.runtime_directory, lambda: self._status(role, workers, multipath))
         undo.callback(status.stop)
         status.start()
         undo.callback(role.stop)
         role.start()
         changes.firewall.clean()
+        # Left before anything else ends, so that traffic has moved to other instances by then.
+        undo.enter_context(multipath)
         gevent.spawn(self._watch, role, workers)
 
     def _change_host(self, changes):
@@ -164,7 +170,7 @@ class Main:
                 shown = now
             gevent.sleep(min(period, STATUS_PERIOD, 1.0))
 
-    def _status(self, role, workers):
+    def _status(self, role, workers, multipath):
         """What `bulkvpnctl status` shows."""
         reported = workers.status()
         by_number = {
@@ -185,5 +191,6 @@ class Main:
                 cause: sum(worker["drops"].get(cause, 0) for worker in reported.values())
                 for cause in sorted({cause for worker in reported.values() for cause in worker["drops"]})
             },
+            "multipath": multipath.status(),
             **role.status(by_number),
         }

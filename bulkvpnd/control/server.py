@@ -32,7 +32,7 @@ class Server:
     """The role `mode = server`. on_ready(): called once.
 
     workers, changes (host.changes.Changes, for what it changes on the machine while it runs): set by the main process
-    before start.
+    before start. on_change(): called when carries() may have changed.
     """
 
     def __init__(self, configuration, context, tun, ciphers, on_ready, on_failure):
@@ -44,6 +44,7 @@ class Server:
         self._stopping = False
         self.workers = None
         self.changes = None
+        self.on_change = lambda: None
         self._pool = Pool((configuration.pool_ipv4, configuration.pool_ipv6),
                           configuration.state_directory / "leases.json")
         self._listener = Listener(configuration.listen, configuration.max_handshakes, self._prepare, self._handle)
@@ -246,6 +247,7 @@ class Server:
         # What a connection reports after its session ended must not bring that back: its addresses may be another's.
         if _is_routed(session):
             self.workers.broadcast(self._session_message(session))
+        self.on_change()
 
     def _forget(self, sessions, reason):
         for session in sessions:
@@ -268,6 +270,17 @@ class Server:
             for connection in list(self._sessions.connections.values()):
                 if not connection.is_live and now - connection.since > PENDING_SECONDS:
                     self._detach(connection, "timeout")
+
+    # What the routes of this host need to know
+
+    def carries(self, prefix):
+        """Whether packets to `prefix`, an ipaddress network, get through now: a client is connected that has it."""
+        return any(_is_routed(session) and session.live_connections for session in self._sessions or ())
+
+    def outer_addresses(self):
+        """The far ends of the connections, text."""
+        connections = self._sessions.connections.values() if self._sessions else ()
+        return {transport.address_of(one.peer) for one in connections if one.is_live}
 
     def stop(self):
         """Says goodbye to every client; at most two seconds."""

@@ -49,3 +49,8 @@ def shown(address):
     host, port = address[:2]
     host = host.removeprefix("::ffff:") if "." in host else host
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def address_of(peer):
+    """The address of an outer endpoint as shown() writes it; a zone is left out."""
+    return peer.rpartition(":")[0].strip("[]").partition("%")[0]

@@ -154,6 +154,20 @@ def test_ready_is_said_once_and_with_the_first_authentic_frame(start, caplog):
     assert client.told == ["ready"] and caplog.text.count("connected to 127.0.0.1") == 2
 
 
+def test_what_the_routes_of_the_host_need_to_know(start):
+    client = start()
+    seen = []
+    client.on_change = lambda: seen.append((client.carries(None), client.outer_addresses()))
+    messages = attached(client, 2)
+    assert not client.carries(None) and not client.outer_addresses()
+    for message in messages:
+        client.established(message["connection"])
+    ends(client, messages[0])
+    assert client.carries(None) and client.outer_addresses() == {"127.0.0.1"}
+    ends(client, messages[1])
+    assert seen == [(True, {"127.0.0.1"}), (False, set())]
+
+
 WRONG = {
     "cipher that was not offered": {"cipher": "chacha20-poly1305"},
     "another index": {"index": 1},

@@ -586,6 +586,17 @@ def test_how_a_connection_ended_decides_the_level(site, server, caplog, end, lev
     assert len([record for record in caplog.records if "ended: why" in record.getMessage()]) == len(levels)
 
 
+def test_what_the_routes_of_the_host_need_to_know(site, server):
+    seen = []
+    server.on_change = lambda: seen.append(server.carries(None))
+    assert not server.carries(None) and not server.outer_addresses()
+    admitted = live(site, server)
+    assert server.carries(None) and server.outer_addresses() == {"127.0.0.1"}
+    closes(server, admitted.number)
+    assert not server.carries(None) and not server.outer_addresses()
+    assert seen[-1] is False and True in seen
+
+
 def test_status_shows_what_lives_and_no_secret(site, server):
     first = live(site, server)
     admit(site, server, "bob")
