@@ -91,8 +91,8 @@ class Connection:
         self._worker = worker
         self._frame_size = settings["frame_size"]
         self._offloads = frozenset(settings["offloads"])
-        self._peer_offloads = frozenset(settings["peer_offloads"])
-        self._passes_all = self._peer_offloads.issuperset(packet.OFFLOADS)
+        self.peer_offloads = frozenset(settings["peer_offloads"])
+        self._passes_all = self.peer_offloads.issuperset(packet.OFFLOADS)
         self._keepalive = settings["keepalive"]
         self._keepalive_timeout = settings["keepalive_timeout"]
         self._rekey_bytes = settings["rekey_bytes"]
@@ -190,7 +190,7 @@ class Connection:
 
         for number in range(first, stop):
             start, end = batch.starts[number], batch.begin(number + 1)
-            packets = packet.plain_packets(batch.buffer, start, end, self._peer_offloads)
+            packets = packet.plain_packets(batch.buffer, start, end, self.peer_offloads)
             if packets is None:
                 plain.copy(batch, number, number + 1)
             else:

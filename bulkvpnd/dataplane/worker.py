@@ -209,6 +209,7 @@ class Worker:
             bytes.fromhex(message["head"]),
         )
         self.connections[connection.number] = connection
+        self._choose_joining()
         connection.start()
 
     def _on_detach(self, message, _):
@@ -256,6 +257,7 @@ class Worker:
 
     def closed(self, connection, reason, clean, blame):
         self.connections.pop(connection.number, None)
+        self._choose_joining()
         if connection.session.connections.get(connection.index) is connection:
             del connection.session.connections[connection.index]
             self.routes.changed()
@@ -267,6 +269,10 @@ class Worker:
             blame=blame,
             counters={name: getattr(connection, name) for name in COUNTERS},
         )
+
+    def _choose_joining(self):
+        """For a peer that does not take datagrams joined, each would have to be made again."""
+        self.queue.joins = all("uso" in connection.peer_offloads for connection in self.connections.values())
 
     def bug(self, error):
         """An exception that should not have been; the main process logs it."""

@@ -44,6 +44,8 @@ TCP_SEGMENTS_MAX = PACKET_MAX // 8
 even smaller segments, but few of them; so it is their number that has a bound, not their size."""
 UDP_SEGMENTS_MAX = 128
 """UDP_MAX_SEGMENTS of linux/udp.h since 6.9; earlier kernels have 64 and refuse more themselves."""
+UDP_JOINED_MAX = 64
+"""Datagrams that `join` makes one of: what every kernel with UDP segmentation offload takes."""
 
 OFFLOADS = ("csum", "tso", "uso")
 """What an end can take from the other: packets without checksum, TCP super-packets, UDP super-packets."""
@@ -55,6 +57,9 @@ _GSO_RULES = {
     GSO_TCPV6 | GSO_ECN: (6, PROTOCOL_TCP, 16, 20, TCP_SEGMENTS_MAX, "tso"),
     GSO_UDP_L4: (None, PROTOCOL_UDP, 6, 8, UDP_SEGMENTS_MAX, "uso"),
 }
+
+# The virtio_net_hdr of a datagram whose UDP checksum is to be completed.
+_DATAGRAM4, _DATAGRAM6 = (VNET.pack(NEEDS_CSUM, GSO_NONE, 0, 0, udp, 6) for udp in (20, 40))
 
 _LENGTH = struct.Struct(">I")
 _U16 = struct.Struct(">H")
@@ -224,6 +229,54 @@ def _shorten(buffer, start, size, missing, mss):
     # The field has the sum of the pseudo header, to which the length belongs (RFC 9293 section 3.1).
     field = ip + csum_start + csum_offset
     _U16.pack_into(buffer, field, (_U16.unpack_from(buffer, field)[0] - missing) % 0xFFFF)
+
+
+def joinable(buffer, start, end):
+    """Bytes of headers, virtio_net_hdr included, of a UDP datagram whose flow's next ones may be joined to it; else 0.
+
+    The entry buffer[start:end] is our own kernel's. Only where the kernel left the checksum to be completed: another
+    one says something about its datagram that a new one would not.
+    """
+    ip = start + VNET_SIZE
+    vnet = buffer[start:ip]
+    if vnet == _DATAGRAM4 and buffer[ip] == 0x45 and buffer[ip + 9] == PROTOCOL_UDP:
+        if buffer[ip + 6] & 0x3F or buffer[ip + 7]:  # RFC 791: more fragments, or not the first
+            return 0
+        headers = VNET_SIZE + 28
+    elif vnet == _DATAGRAM6 and buffer[ip] >> 4 == 6 and buffer[ip + 6] == PROTOCOL_UDP:
+        headers = VNET_SIZE + 48
+    else:
+        return 0
+    return headers if end - start > headers else 0
+
+
+def joined_key(headers):
+    """What the headers of two datagrams, bytes from the virtio_net_hdr on, must have in common to be joined.
+
+    All but the identification and the checksum of IPv4, which segmentation makes anew.
+    """
+    return headers if len(headers) > VNET_SIZE + 28 else headers[:14] + headers[16:20] + headers[22:]
+
+
+def join(buffer, start, end, headers, data):
+    """Makes the entry buffer[start:end], a datagram of `data` bytes with those of others behind it, a super-packet.
+
+    headers: bytes up to the first datagram's data, as `joinable` says.
+    """
+    ip = start + VNET_SIZE
+    udp = start + headers - 8
+    _LENGTH.pack_into(buffer, start - LENGTH_SIZE, end - start)
+    VNET.pack_into(buffer, start, NEEDS_CSUM, GSO_UDP_L4, headers - VNET_SIZE, data, udp - ip, 6)
+    more = end - start - headers - data
+    if buffer[ip] >> 4 == 4:
+        _U16.pack_into(buffer, ip + 2, end - ip)
+        _U16.pack_into(buffer, ip + 10, 0)
+        _U16.pack_into(buffer, ip + 10, _checksum(bytes(buffer[ip:udp])))
+    else:
+        _U16.pack_into(buffer, ip + 4, end - udp)
+    _U16.pack_into(buffer, udp + 4, end - udp)
+    # The field has the sum of the pseudo header, to which the length belongs (RFC 768).
+    _U16.pack_into(buffer, udp + 6, (_U16.unpack_from(buffer, udp + 6)[0] + more) % 0xFFFF)
 
 
 def mark_congestion(buffer, ip):

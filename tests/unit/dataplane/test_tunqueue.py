@@ -4,13 +4,16 @@ import collections
 import errno
 import os
 import socket
+import struct
 import time
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from inmemory import SMALLEST, batch_of, entries_of, entry
 
 from bulkvpnd.dataplane.frames import BATCH_PACKETS_MAX, Frame
-from bulkvpnd.dataplane.tun import TunQueue
+from bulkvpnd.dataplane.tun import JOINED_SIZE, TunQueue
 from bulkvpnd.protocol import packet
 
 FRAME_SIZE = 128 * 1024
@@ -169,3 +172,118 @@ def test_what_a_closed_device_refuses(device):
     kernel.close()
     batch = batch_of([entry(1, 0)], FRAME_SIZE)
     assert queue.write_batch(batch.view.toreadonly(), [(4, batch.end)] * 3) == 3
+
+
+# Datagrams joined while they are read.
+
+
+def datagram(flow, data, version=4, identification=0):
+    """As the kernel hands it over: the sum of the pseudo header waits in the field."""
+    udp = struct.pack(">HHHH", 1000 + flow, 53, 8 + len(data), 0)
+    if version == 6:
+        addresses = bytes(range(32))
+        head = struct.pack(">IHBB", 6 << 28, 8 + len(data), 17, 64) + addresses
+    else:
+        addresses = bytes(range(8))
+        head = struct.pack(">BBHHHBBH", 0x45, 0, 28 + len(data), identification, 0x4000, 64, 17, 0) + addresses
+        head = head[:10] + (~sum(struct.unpack(">10H", head)) % 0xFFFF).to_bytes(2, "big") + head[12:]
+    words = struct.unpack(f">{len(addresses) // 2}H", addresses)
+    udp = udp[:6] + ((sum(words) + 17 + 8 + len(data)) % 0xFFFF).to_bytes(2, "big")
+    return packet.VNET.pack(packet.NEEDS_CSUM, 0, 0, 0, len(head), 6) + head + udp + data
+
+
+def on_the_wire(entries):
+    """The packets that entries stand for, without what segmentation makes anew: IPv4's identification and checksum."""
+    packets = []
+    for one in entries:
+        pieces = packet.plain_packets(one, 0, len(one), ())
+        for piece in [one[packet.VNET_SIZE :]] if pieces is None else map(bytes, pieces):
+            packets.append(piece[:4] + piece[6:10] + piece[12:] if piece[0] == 0x45 else piece)
+    return packets
+
+
+def joined(device, entries, batch=None):
+    queue, kernel = device
+    queue.joins = True
+    for one in entries:
+        kernel.send(one)
+    return read(queue, batch)[1]
+
+
+def test_datagrams_of_one_flow_become_a_super_packet_if_that_is_wanted(device):
+    queue, kernel = device
+    sent = [datagram(1, bytes([number]) * 100) for number in range(10)]
+    for one in sent:
+        kernel.send(one)
+    assert read(queue) == (10, sent)
+    (one,) = joined(device, sent)
+    assert on_the_wire([one]) == on_the_wire(sent)
+    assert packet.segment_count(one, 0, len(one)) == 10
+
+
+def test_two_datagrams_are_enough(device):
+    for version in (4, 6):
+        sent = [datagram(1, bytes([number]), version) for number in range(2)]
+        (one,) = joined(device, sent)
+        assert on_the_wire([one]) == on_the_wire(sent)
+
+
+@pytest.mark.parametrize("size, most", [(100, packet.UDP_JOINED_MAX), (1400, JOINED_SIZE // 1400)])
+def test_a_super_packet_has_only_so_many_datagrams(device, size, most):
+    sent = [datagram(1, bytes([number]) * size) for number in range(2 * most)]
+    entries = joined(device, sent, Frame(4 * FRAME_SIZE))
+    assert on_the_wire(entries) == on_the_wire(sent)
+    assert [packet.segment_count(one, 0, len(one)) for one in entries] == [most, most]
+
+
+@pytest.mark.parametrize(
+    "stray",
+    [
+        datagram(2, bytes(100)), datagram(1, bytes(99)), datagram(1, bytes(101)), datagram(1, bytes(100), 6),
+        datagram(1, b""), entry(1, 1, SMALLEST), entry(1, 1, 1000), entry(1, 1, packet.ENTRY_MAX - 40),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_what_comes_between_is_an_entry_of_its_own(device, stray, number):
+    run = [datagram(1, bytes([number]) * 100) for number in range(number)]
+    sent = [*run, stray, *run]
+    entries = joined(device, sent, Frame(2 * FRAME_SIZE))
+    assert on_the_wire(entries) == on_the_wire(sent)
+    assert len(entries) == 3 and entries[1] == stray
+
+
+def test_what_is_too_short_ends_a_super_packet_and_is_not_carried(device):
+    queue, kernel = device
+    run = [datagram(1, bytes([number]) * 100) for number in range(3)]
+    entries = joined(device, [*run, run[0][:29], *run])
+    assert len(entries) == 2 and on_the_wire(entries) == on_the_wire(run + run)
+    assert queue._drops == {"not_ip": 1}
+
+
+def test_a_super_packet_that_was_there_is_left_alone(device):
+    (made,) = joined(device, [datagram(1, bytes(100))] * 3)
+    assert joined(device, [made, made]) == [made, made]
+    assert joined(device, [made, datagram(1, bytes(100))]) == [made, datagram(1, bytes(100))]
+
+
+def test_the_batch_bounds_a_super_packet(device):
+    queue, kernel = device
+    sent = [datagram(1, bytes([number]) * 1400) for number in range(11)]
+    batch = batch_of([entry(2, 1, FRAME_SIZE - packet.ENTRY_MAX - 4 - 2 * (1438 + 4) - 5)], FRAME_SIZE)
+    entries = joined(device, sent, batch)[1:]
+    assert on_the_wire(entries) == on_the_wire(sent[: len(on_the_wire(entries))])
+    assert 2 <= len(on_the_wire(entries)) < 11
+    batch.clear()
+    rest = read(queue, batch)[1]
+    assert on_the_wire(entries + rest) == on_the_wire(sent)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.sampled_from((0, 1, 100, 101)), st.sampled_from((4, 6))), max_size=60))
+@settings(max_examples=100, deadline=None)
+def test_every_datagram_passes_once_and_in_its_order(flows):
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        ours.setblocking(False)
+        sent = [datagram(flow, bytes([n]) * size, version) for n, (flow, size, version) in enumerate(flows)]
+        entries = joined((TunQueue(ours.fileno(), collections.Counter()), theirs), sent)
+        assert on_the_wire(entries) == on_the_wire(sent)

@@ -15,11 +15,11 @@ import pytest
 # Not the standard one: once a loop of gevent watches children it reaps all of them, and a status that somebody else has
 # reaped is 0 for the standard library.
 from gevent import subprocess
-from inmemory import FRAME_SIZE, HERE, THERE, entry, until
+from inmemory import FRAME_SIZE, HERE, THERE, entries_of, entry, until
 from peer import CIPHER, OURS, SETTINGS, THEIRS, Peer, joined, payload
 
 from bulkvpnd.dataplane.worker import COUNTERS, DROPS, LINGER
-from bulkvpnd.protocol import frame
+from bulkvpnd.protocol import frame, packet
 from bulkvpnd.workerlink import LinkClosed, WorkerLink
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -136,6 +136,10 @@ def descriptors(main):
     return len(os.listdir(f"/proc/{main.process.pid}/fd"))
 
 
+def state(main):
+    return pathlib.Path(f"/proc/{main.process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
 # The link
 
 
@@ -231,6 +235,33 @@ def test_packets_pass_both_ways_and_are_counted(main):
     assert (one["packets_out"], one["packets_in"], one["established"]) == (5, 3, True)
     assert {name: count for name, count in status["drops"].items() if count} == {"foreign_source": 1}
     assert status["counters"]["packets_read"] == 5
+
+
+def test_datagrams_are_joined_only_while_every_peer_takes_super_packets_of_them(main):
+    worker = main()
+    sent = [packet.VNET.pack(packet.NEEDS_CSUM, 0, 0, 0, 20, 6) + entry(1, number)[10:] for number in range(2)]
+
+    def entries():
+        # Both are there before it reads the first.
+        worker.process.send_signal(signal.SIGSTOP)
+        until(lambda: state(worker) == "T", "the worker stands still")
+        for one in sent:
+            worker.tun.send(one)
+        worker.process.send_signal(signal.SIGCONT)
+        made = []
+        while sum(packet.segment_count(one, 0, len(one)) for one in made) < 2:
+            kind, content = peer.frame()
+            made += entries_of(content) if kind == frame.DATA else []
+        return len(made)
+
+    peer = worker.establish()
+    assert entries() == 1
+    worker.attach(number=2, index=1, peer_offloads=("csum", "tso"))
+    worker.status()
+    assert entries() == 2
+    worker.send("detach", connection=2, reason="done")
+    worker.message("closed", connection=2)
+    assert entries() == 1
 
 
 def test_the_first_frame_may_come_with_the_handshake(main):

@@ -722,6 +722,85 @@ def test_only_what_the_other_end_lacks_is_done(entry, offloads, pieces):
 # Congestion.
 
 
+# Datagrams that become a super-packet.
+
+DATAGRAM = Sent(protocol=UDP, gso_size=0, data=bytes(range(200)))
+
+
+def joinable(entry):
+    return packet.joinable(entry, 0, len(entry))
+
+
+def key(entry):
+    return packet.joined_key(entry[: joinable(entry)])
+
+
+@given(st.sampled_from((V4, V6)), st.integers(1, 900), st.integers(2, 64), st.integers(0, 99), st.randoms())
+@examples
+def test_joined_datagrams_are_the_super_packet_that_stands_for_them(version, size, number, position, random):
+    data = random.randbytes(size * number)
+    first = dataclasses.replace(DATAGRAM, version=version, data=data[:size])
+    headers = joinable(first.entry())
+    assert first.entry()[headers:] == data[:size]
+    content = bytearray(bytes(position + 4) + first.entry() + data[size:] + b"\xee" * 50)
+    end = len(content) - 50
+    packet.join(content, position + 4, end, headers, size)
+    expected = dataclasses.replace(first, gso_size=size, data=data).entry()
+    assert content == bytes(position) + len(expected).to_bytes(4, "big") + expected + b"\xee" * 50
+    assert look(payload(expected))[1] == number
+
+
+@pytest.mark.parametrize("version", [V4, V6])
+def test_a_datagram_can_be_joined(version):
+    entry = dataclasses.replace(DATAGRAM, version=version).entry()
+    assert joinable(entry) == len(entry) - 200
+    assert packet.joinable(bytes(7) + entry + bytes(9), 7, 7 + len(entry)) == len(entry) - 200
+
+
+FRAGMENT, MORE_FRAGMENTS = poked(DATAGRAM.entry(), 7, 1), poked(DATAGRAM.entry(), 6, 0x20)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        plain(DATAGRAM.packet()),
+        DATAGRAM.entry()[:38],
+        FRAGMENT,
+        MORE_FRAGMENTS,
+        Sent(gso_size=0).entry(),
+        Sent(gso_size=0, version=V6).entry(),
+        Sent(protocol=UDP).entry(),
+        Sent(protocol=UDP, gso_size=0, flags=DATA_VALID).entry(),
+        Sent(protocol=UDP, gso_size=0, ip_options=b"\1" * 4).entry(),
+        altered(DATAGRAM.entry(), csum_start=70),
+        altered(DATAGRAM.entry(), csum_offset=16),
+    ],
+)
+def test_what_cannot_be_joined(entry):
+    """Without an open checksum, without data, fragments, options, other protocols, checksums of an inner packet."""
+    assert joinable(DATAGRAM.entry())
+    assert joinable(entry) == 0
+
+
+@pytest.mark.parametrize("version", [V4, V6])
+def test_datagrams_of_another_flow_or_size_are_told_apart(version):
+    one = dataclasses.replace(DATAGRAM, version=version)
+    ports_at = one.transport
+    assert key(one.entry()) == key(dataclasses.replace(one, data=bytes(200)).entry())
+    if version == V4:
+        assert key(one.entry()) == key(dataclasses.replace(one, identification=7).entry())
+    others = [
+        dataclasses.replace(one, data=bytes(199)).entry(),
+        dataclasses.replace(one, tos=2).entry(),
+        poked(one.entry(), 8 if version == V4 else 7, 9),  # TTL, hop limit
+        *(poked(one.entry(), at, 0xEE) for at in range(12 if version == V4 else 8, ports_at + 4)),
+    ]
+    assert all(key(other) != key(one.entry()) for other in others)
+    # The bit that forbids fragments belongs to all of them or to none.
+    if version == V4:
+        assert key(poked(one.entry(), 6, 0)) != key(one.entry())
+
+
 def marked(content, front=b"", behind=b""):
     """What mark_congestion makes of an IP packet amid others, or None if it must be dropped."""
     buffer = bytearray(front + content + behind)
