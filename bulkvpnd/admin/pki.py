@@ -13,7 +13,6 @@ a key is never readable by others, not even while it is written.
 import argparse
 import contextlib
 import datetime
-import errno
 import ipaddress
 import json
 import os
@@ -23,17 +22,10 @@ import secrets
 import sys
 
 from bulkvpnd import config, pki
+from bulkvpnd.admin import files
 
 DAYS = 3650
 """How long a certificate is valid: ten years (choice). Nothing renews one by itself, so expiry would be an outage."""
-
-
-class CommandError(Exception):
-    """What ends the command: one line for the administrator, and the exit status."""
-
-    def __init__(self, message, status=1):
-        super().__init__(message)
-        self.status = status
 
 
 def add_arguments(parser):
@@ -49,7 +41,7 @@ def run(arguments):
     """Runs one subcommand: argparse namespace to exit status, 0, 1, or 77 (EX_NOPERM) where permission is missing."""
     try:
         COMMANDS[arguments.pki_command][0](arguments)
-    except (CommandError, pki.PKIError, config.ConfigurationError) as error:
+    except (files.CommandError, pki.PKIError, config.ConfigurationError) as error:
         line = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in str(error))
         print(f"bulkvpnctl: {line}", file=sys.stderr)
         return getattr(error, "status", 1)
@@ -80,24 +72,24 @@ def _init(arguments):
         ),
         {"ca": ca, "certificate": certificate, "key": key},
     )
-    files = {
+    made = {
         base / "pki" / "ca.key": (ca_key, 0o600),
         base / "pki" / "ca.crt": (ca, 0o644),
         _record(base, arguments.name): (certificate, 0o644),
         base / "server.conf": (text, 0o600),
     }
-    for file in files:
+    for file in made:
         if os.path.lexists(file):
-            raise CommandError(
+            raise files.CommandError(
                 f"{file}: exists already, and nothing is overwritten; move it away first, or choose another --directory"
             )
     with contextlib.ExitStack() as undo:
         for directory in (*reversed(base.parents), base):
-            _make_directory(directory, 0o755, undo)
+            files.make_directory(directory, 0o755, undo)
         for directory in (base / "pki", base / "pki" / "issued"):
-            _make_directory(directory, 0o700, undo)
-        for file, (content, mode) in files.items():
-            _create(file, content, mode)
+            files.make_directory(directory, 0o700, undo)
+        for file, (content, mode) in made.items():
+            files.create(file, content, mode)
             undo.callback(file.unlink, missing_ok=True)
         undo.pop_all()
     print(f"{base / 'server.conf'}: made; its first lines say what comes next")
@@ -106,11 +98,11 @@ def _init(arguments):
 def _add(arguments):
     now = datetime.datetime.now(datetime.timezone.utc)
     base = arguments.directory
-    ca = _read(base / "pki" / "ca.crt")
-    ca_key = _read(base / "pki" / "ca.key")
+    ca = files.read(base / "pki" / "ca.crt")
+    ca_key = files.read(base / "pki" / "ca.key")
     servers = [issued.name for issued in _issued(base) if issued.role == "server"]
     if len(servers) != 1:
-        raise CommandError(
+        raise files.CommandError(
             f"{base / 'pki' / 'issued'}: has {len(servers)} server certificates; keep exactly the server's own there"
         )
     remotes = [_with_port(remote, base) for remote in arguments.remote]
@@ -134,13 +126,13 @@ def _add(arguments):
     )
     with contextlib.ExitStack() as undo:
         record = _record(base, arguments.name)
-        _create(record, certificate, 0o644)
+        files.create(record, certificate, 0o644)
         # A configuration that nobody got must not keep its name taken.
         undo.callback(record.unlink, missing_ok=True)
         if arguments.output:
-            _create(arguments.output, text, 0o600)
+            files.create(arguments.output, text, 0o600)
         else:
-            _print(text)
+            files.write_out(text)
         undo.pop_all()
     if not arguments.output and sys.stdout.isatty():
         print(
@@ -156,13 +148,13 @@ def _list(arguments):
         for one in _issued(arguments.directory)
     ]
     if arguments.json:
-        _print(json.dumps(rows, indent=2) + "\n")
+        files.write_out(json.dumps(rows, indent=2) + "\n")
         return
     table = [("NAME", "ROLE", "EXPIRES", "SERIAL")]
     table += [(row["name"], row["role"], row["expires"][:10], row["serial"]) for row in rows]
     widths = [max(map(len, column)) for column in zip(*table)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in table)
-    _print("".join(line + "\n" for line in lines))
+    files.write_out("".join(line + "\n" for line in lines))
 
 
 # What the subcommands write and read.
@@ -193,9 +185,9 @@ def _record(base, name):
 def _issued(base):
     """[pki.Description] of every certificate on record, by name."""
     directory = base / "pki" / "issued"
-    with _about(directory, "cannot be read"):
-        files = sorted(directory / name for name in os.listdir(directory) if name.endswith(".crt"))
-    return [_named(file, pki.describe, _read(file)) for file in files]
+    with files.about(directory, "cannot be read"):
+        records = sorted(directory / name for name in os.listdir(directory) if name.endswith(".crt"))
+    return [_named(record, pki.describe, files.read(record)) for record in records]
 
 
 def _named(path, function, *arguments):
@@ -203,7 +195,7 @@ def _named(path, function, *arguments):
     try:
         return function(*arguments)
     except pki.PKIError as error:
-        raise CommandError(f"{path}: {error}") from None
+        raise files.CommandError(f"{path}: {error}") from None
 
 
 def _with_port(remote, base):
@@ -216,83 +208,8 @@ def _with_port(remote, base):
         try:
             port = config.load(["--config", str(file)])[0].listen[0][1]
         except config.ConfigurationError as error:
-            raise CommandError(f"{error}; or say the port with --remote {remote}:PORT") from None
+            raise files.CommandError(f"{error}; or say the port with --remote {remote}:PORT") from None
     return f"{remote}:{port}"
-
-
-@contextlib.contextmanager
-def _about(path, problem):
-    """Turns an OSError inside into a CommandError that names `path`, the problem and the mend."""
-    mends = {
-        errno.EACCES: "run it as root",
-        errno.EPERM: "run it as root",
-        errno.EEXIST: "nothing is overwritten; choose another name, or move it away first",
-        errno.ENOENT: "run bulkvpnctl pki init first, or name the right --directory",
-    }
-    try:
-        yield
-    except BrokenPipeError:
-        raise  # bulkvpnctl as a whole knows what to do when nobody reads
-    except OSError as error:
-        mend = mends.get(error.errno, "nothing was changed; mend that and run it again")
-        status = os.EX_NOPERM if isinstance(error, PermissionError) else 1
-        raise CommandError(f"{path}: {problem}: {error.strerror}; {mend}", status) from None
-
-
-def _read(file):
-    with _about(file, "cannot be read"):
-        file.open().close()  # the next line finds the same problems, but has no mend and no exit status for them
-    return config.read_secret_file(file)
-
-
-def _print(text):
-    with _about("standard output", "cannot be written"):
-        try:
-            print(text, end="", flush=True)
-        except OSError:
-            # What stays in the buffer would fail once more when the interpreter exits, and make the status 120.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise
-
-
-def _make_directory(directory, mode, undo):
-    with _about(directory, "cannot be created"):
-        if os.path.isdir(directory):
-            return
-        os.mkdir(directory, 0o700)
-        undo.callback(_remove_directory, directory)
-        os.chmod(directory, mode)
-
-
-def _remove_directory(directory):
-    # Somebody else may have put a file there in the meantime; then it stays.
-    with contextlib.suppress(OSError):
-        os.rmdir(directory)
-
-
-def _create(file, text, mode):
-    """Creates a file with all of `text`, or leaves no trace. mode: its permission bits, whatever the umask.
-
-    Raises CommandError, also where the file exists: link(2) never replaces one, as rename(2) would.
-    """
-    temporary = file.parent / f".bulkvpnctl-{secrets.token_hex(8)}"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with _about(file, "cannot be created"):
-        descriptor = os.open(temporary, flags, 0o600)
-        try:
-            with os.fdopen(descriptor, "w", encoding="ascii") as stream:
-                stream.write(text)
-                stream.flush()
-                os.fchmod(descriptor, mode)
-                os.fsync(descriptor)
-            os.link(temporary, file)
-        finally:
-            os.unlink(temporary)
-        directory = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
 
 
 def _argument(parse):
