@@ -4,6 +4,7 @@ A site has one authority; it signs one certificate for each end, with one name a
 
     create_authority --> issue(role "server") --> server.conf  <-- check_own at start
                      `-> issue(role "client") --> client.conf  <-- check_own at start
+                     `-> create_crl --> crl.pem  <-- read_crl at start and whenever it changes
     peer's certificate, verified by TLS --> identity --> its one name
 
 Nothing here reads a file, a clock or a socket: PEM text, DER bytes and `now` (an aware datetime) come in. Keys made
@@ -57,6 +58,17 @@ class Description:
     expires: datetime.datetime
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class RevocationList:
+    """What read_crl found. revoked: {(issuer, serial number): since when}. number: of the newest list. first, last:
+    from when to when all of it is valid, aware datetimes."""
+
+    revoked: dict
+    number: int
+    first: datetime.datetime
+    last: datetime.datetime
+
+
 def create_authority(name, now, days):
     """Makes an authority that may sign the ends' certificates and no further authorities.
 
@@ -87,15 +99,7 @@ def issue(authority_certificate_pem, authority_key_pem, name, role, now, days):
     _check_name(name, config.NAME, "1 to 64 letters, digits, dots, underscores and hyphens")
     if role == "server":
         _check_name(name, SERVER_NAME, "like a host name: parts of at most 63 characters, and not an address")
-    authority = _certificates("ca.crt", authority_certificate_pem)[0]
-    authority_key = _private_key("ca.key", authority_key_pem)
-    if _public_bytes(authority_key.public_key()) != _public_bytes(authority.public_key()):
-        raise PKIError("ca.key: is not the key of ca.crt; restore both from the same backup")
-    _check_dates("ca.crt", authority, now)
-    try:
-        authority_id = authority.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
-        raise PKIError("ca.crt: has no subject key identifier, which TLS asks for; make a new authority") from None
+    authority, authority_key = _authority(authority_certificate_pem, authority_key_pem, now)
     key = ec.generate_private_key(ec.SECP256R1())
     extensions = (
         (x509.BasicConstraints(ca=False, path_length=None), True),
@@ -103,7 +107,7 @@ def issue(authority_certificate_pem, authority_key_pem, name, role, now, days):
         (x509.ExtendedKeyUsage([USAGES[role]]), False),
         (x509.SubjectAlternativeName([x509.DNSName(name)]), False),
         (x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False),
-        (x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(authority_id), False),
+        (_authority_key_identifier(authority), False),
     )
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     period = (now - CLOCK_SKEW, min(now + datetime.timedelta(days=days), validity(authority)[1]))
@@ -175,6 +179,79 @@ def describe(certificate_pem):
     raise reason
 
 
+def create_crl(authority_certificate_pem, authority_key_pem, revoked, number, now, days):
+    """Makes a certificate revocation list (CRL), signed by the authority.
+
+    authority_certificate_pem, authority_key_pem: PEM str. revoked: {serial number: since when, aware datetime}.
+    number: int, larger than that of any list before. now: aware datetime. days: int; the list is valid for that long,
+    but never longer than the authority. Returns PEM str. Raises PKIError.
+    Extensions are those that RFC 5280 section 5.2 demands.
+    """
+    authority, authority_key = _authority(authority_certificate_pem, authority_key_pem, now)
+    builder = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(authority.subject)
+        .last_update(now - CLOCK_SKEW)
+        .next_update(min(now + datetime.timedelta(days=days), validity(authority)[1]))
+        .add_extension(x509.CRLNumber(number), False)
+        .add_extension(_authority_key_identifier(authority), False)
+    )
+    for serial, since in sorted(revoked.items()):
+        entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(since).build()
+        builder = builder.add_revoked_certificate(entry)
+    return builder.sign(authority_key, _hash(authority_key)).public_bytes(serialization.Encoding.PEM).decode("ascii")
+
+
+def read_crl(crl_pem, ca_pem):
+    """Reads one or several revocation lists. crl_pem: PEM str. ca_pem: PEM str, the authorities that may sign them.
+
+    Returns a RevocationList. Raises PKIError for what is no list or not signed by an authority; its dates are for
+    the caller to judge.
+    """
+    blocks = re.findall("-----BEGIN X509 CRL-----.+?-----END X509 CRL-----", crl_pem, re.DOTALL)
+    if not blocks:
+        raise PKIError("crl: is not a revocation list in PEM form; make it again with: bulkvpnctl pki crl")
+    authorities = _certificates("ca", ca_pem)
+    revoked, numbers, periods = {}, [], []
+    for block in blocks:
+        try:
+            crl = x509.load_pem_x509_crl(block.encode())
+            signers = [one for one in authorities if one.subject == crl.issuer and _has_signed(one, crl)]
+            revoked |= {(crl.issuer, entry.serial_number): _revocation_date(entry) for entry in crl}
+            periods.append(_crl_validity(crl))
+            numbers += [one.value.crl_number for one in crl.extensions if one.oid == ExtensionOID.CRL_NUMBER]
+        except Exception as error:  # as in identity
+            raise PKIError(
+                f"crl: cannot be read: {_shown(error)}; make it again with: bulkvpnctl pki crl"
+            ) from None
+        if not signers:
+            raise PKIError("crl: is not signed by the ca; use the ca and crl that were made together")
+    return RevocationList(
+        revoked, max(numbers, default=0), max(first for first, _ in periods), min(last for _, last in periods)
+    )
+
+
+def check_crl_dates(crl, now):
+    """Whether a RevocationList may be trusted at `now`, an aware datetime. Raises PKIError."""
+    clock = f"this machine's clock says {_moment(now)}"
+    if now < crl.first:
+        raise PKIError(f"crl: is not valid before {_moment(crl.first)}, and {clock}; set the clock if it is wrong")
+    if now > crl.last:
+        raise PKIError(
+            f"crl: expired at {_moment(crl.last)}, and {clock}; make a new one with: bulkvpnctl pki crl, "
+            "or set the clock if it is wrong"
+        )
+
+
+def issuer_and_serial(certificate_der):
+    """What a revocation list calls a certificate, DER bytes: (issuer, serial number). Raises PKIError."""
+    try:
+        certificate = x509.load_der_x509_certificate(certificate_der)
+        return certificate.issuer, certificate.serial_number
+    except Exception as error:  # as in identity
+        raise PKIError(f"certificate: cannot be read: {_shown(error)}; issue a new one") from None
+
+
 def validity(certificate):
     """(first, last) moment of a cryptography certificate, aware datetimes in UTC."""
     if hasattr(certificate, "not_valid_after_utc"):
@@ -182,6 +259,49 @@ def validity(certificate):
     # Before cryptography 42 there are only naive ones, which are UTC too and deprecated from then on.
     utc = datetime.timezone.utc
     return certificate.not_valid_before.replace(tzinfo=utc), certificate.not_valid_after.replace(tzinfo=utc)
+
+
+def _authority(certificate_pem, key_pem, now):
+    """(certificate, private key) of an authority that can sign. Raises PKIError."""
+    authority = _certificates("ca.crt", certificate_pem)[0]
+    authority_key = _private_key("ca.key", key_pem)
+    if _public_bytes(authority_key.public_key()) != _public_bytes(authority.public_key()):
+        raise PKIError("ca.key: is not the key of ca.crt; restore both from the same backup")
+    _check_dates("ca.crt", authority, now)
+    return authority, authority_key
+
+
+def _authority_key_identifier(authority):
+    try:
+        own = authority.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
+        raise PKIError("ca.crt: has no subject key identifier, which TLS asks for; make a new authority") from None
+    return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own)
+
+
+def _has_signed(authority, crl):
+    try:
+        return crl.is_signature_valid(authority.public_key())
+    except Exception:  # as in _is_signed_by
+        return False
+
+
+def _crl_validity(crl):
+    """(first, last) moment of a cryptography CRL, as validity(). Raises ValueError for one that never ends."""
+    if hasattr(crl, "next_update_utc"):
+        first, last = crl.last_update_utc, crl.next_update_utc
+    else:
+        first, last = crl.last_update, crl.next_update
+    if last is None:
+        raise ValueError("it has no next update")
+    utc = datetime.timezone.utc
+    return first.replace(tzinfo=utc), last.replace(tzinfo=utc)
+
+
+def _revocation_date(entry):
+    if hasattr(entry, "revocation_date_utc"):
+        return entry.revocation_date_utc
+    return entry.revocation_date.replace(tzinfo=datetime.timezone.utc)
 
 
 def _check_name(name, pattern, expected):
@@ -227,10 +347,14 @@ def _sign(subject, issuer, public_key, period, extensions, signing_key):
     )
     for extension, critical in extensions:
         builder = builder.add_extension(extension, critical)
-    # EdDSA has its hash built in (RFC 8410), and the builder insists on being told so.
-    is_eddsa = isinstance(signing_key, (ed25519.Ed25519PrivateKey, ed448.Ed448PrivateKey))
-    certificate = builder.sign(signing_key, None if is_eddsa else hashes.SHA256())
+    certificate = builder.sign(signing_key, _hash(signing_key))
     return certificate.public_bytes(serialization.Encoding.PEM).decode("ascii")
+
+
+def _hash(signing_key):
+    # EdDSA has its hash built in (RFC 8410), and the builders insist on being told so.
+    is_eddsa = isinstance(signing_key, (ed25519.Ed25519PrivateKey, ed448.Ed448PrivateKey))
+    return None if is_eddsa else hashes.SHA256()
 
 
 def _key_usage(*bits):
