@@ -327,6 +327,9 @@ OPTIONS = (
     Option("key", pem, None, "PEM", "Identity",
            "private key of this end: a path, or inline between <key> and </key>; others must not be able to read it",
            secret=True),
+    Option("crl", pem, None, "PEM", "Identity",
+           "revocation list (CRL) of the authority: a path, or inline between <crl> and </crl>; "
+           "a certificate on it is refused, and all are when the list has expired"),
     Option("server-name", certificate_name, "server", "NAME", "Identity",
            "the name that the server's certificate must carry",
            role="client"),

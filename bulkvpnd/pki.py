@@ -252,6 +252,13 @@ def issuer_and_serial(certificate_der):
         raise PKIError(f"certificate: cannot be read: {_shown(error)}; issue a new one") from None
 
 
+def describe_authority(certificate_pem):
+    """(name, serial number, expiry) of an authority's certificate, PEM str. Raises PKIError."""
+    certificate = _certificates("ca", certificate_pem)[0]
+    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return _shown(names[0].value)[1:-1] if names else "", certificate.serial_number, validity(certificate)[1]
+
+
 def validity(certificate):
     """(first, last) moment of a cryptography certificate, aware datetimes in UTC."""
     if hasattr(certificate, "not_valid_after_utc"):

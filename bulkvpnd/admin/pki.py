@@ -1,13 +1,8 @@
 """``bulkvpnctl pki``: the certificate authority of a site, in files.
 
-    DIR/                  0755   usually /etc/bulkvpn
-      server.conf         0600   the server's configuration, its certificate and key inline
-      pki/                0700
-        ca.key ca.crt     0600, 0644
-        issued/NAME.crt   0644   every certificate that was issued; a name is issued once
-
-A client's key is in the configuration that `add` prints and nowhere else. No file is ever overwritten, and a file with
-a key is never readable by others, not even while it is written.
+`register` has the files and what they mean. A client's key is in the configuration that `add` or `renew` prints and
+nowhere else. Nothing is overwritten but what `renew`, `revoke` and `crl` are there to replace, and a file with a key is
+never readable by others, not even while it is written.
 """
 
 import argparse
@@ -22,10 +17,12 @@ import secrets
 import sys
 
 from bulkvpnd import config, pki
-from bulkvpnd.admin import files
+from bulkvpnd.admin import files, register
 
 DAYS = 3650
 """How long a certificate is valid: ten years (choice). Nothing renews one by itself, so expiry would be an outage."""
+EXPIRING = 2
+"""Exit status of `list` when something expires soon, so that a cron job or a monitor notices."""
 
 
 def add_arguments(parser):
@@ -42,6 +39,8 @@ def run(arguments):
     try:
         COMMANDS[arguments.pki_command][0](arguments)
     except (files.CommandError, pki.PKIError, config.ConfigurationError) as error:
+        if not str(error):
+            return error.status
         line = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in str(error))
         print(f"bulkvpnctl: {line}", file=sys.stderr)
         return getattr(error, "status", 1)
@@ -54,6 +53,7 @@ def _init(arguments):
     # The random part keeps two sites apart where somebody compares certificates by name.
     ca, ca_key = pki.create_authority(f"bulkvpn-ca-{secrets.token_hex(4)}", now, arguments.days)
     certificate, key = pki.issue(ca, ca_key, arguments.name, "server", now, arguments.days)
+    crl = pki.create_crl(ca, ca_key, {}, int(now.timestamp()), now, arguments.days)
     text = _configuration(
         (
             f"Made by bulkvpnctl pki init on {now:%Y-%m-%d}. It holds a private key: keep it away from others.",
@@ -69,13 +69,15 @@ def _init(arguments):
             ("listen", arguments.listen),
             ("pool-ipv4", arguments.pool_ipv4 or _random_pool_ipv4()),
             ("pool-ipv6", arguments.pool_ipv6 or _random_pool_ipv6()),
+            ("crl", register.crl_path(base).name),
         ),
         {"ca": ca, "certificate": certificate, "key": key},
     )
     made = {
         base / "pki" / "ca.key": (ca_key, 0o600),
         base / "pki" / "ca.crt": (ca, 0o644),
-        _record(base, arguments.name): (certificate, 0o644),
+        register.path(base, register.IN_USE, arguments.name): (certificate, 0o644),
+        register.crl_path(base): (crl, 0o644),
         base / "server.conf": (text, 0o600),
     }
     for file in made:
@@ -98,63 +100,98 @@ def _init(arguments):
 def _add(arguments):
     now = datetime.datetime.now(datetime.timezone.utc)
     base = arguments.directory
-    ca = files.read(base / "pki" / "ca.crt")
-    ca_key = files.read(base / "pki" / "ca.key")
-    servers = [issued.name for issued in _issued(base) if issued.role == "server"]
-    if len(servers) != 1:
-        raise files.CommandError(
-            f"{base / 'pki' / 'issued'}: has {len(servers)} server certificates; keep exactly the server's own there"
-        )
     remotes = [_with_port(remote, base) for remote in arguments.remote]
-    certificate, key = _named(base / "pki", pki.issue, ca, ca_key, arguments.name, "client", now, arguments.days)
-    text = _configuration(
-        (
-            f"Made by bulkvpnctl pki add for {arguments.name} on {now:%Y-%m-%d}. It holds a private key: keep it "
-            "away from others.",
-            "",
-            "On the client: install it as /etc/bulkvpn/client.conf, owner root, mode 0600, then",
-            "    systemctl enable --now bulkvpnd@client",
-            "Every option is in bulkvpn.conf(5).",
-        ),
-        (
-            ("mode", "client"),
-            *(("remote", remote) for remote in remotes),
-            ("server-name", servers[0]),
-            *([("connections", arguments.connections)] if arguments.connections else []),
-        ),
-        {"ca": ca, "certificate": certificate, "key": key},
-    )
+    ca, ca_key = register.authority(base)
+    server = _server_name(base)
+    certificate, key = _issue(base, (ca, ca_key), arguments.name, "client", now, arguments.days)
+    text = _client_configuration(arguments, now, remotes, server, {"ca": ca, "certificate": certificate, "key": key})
     with contextlib.ExitStack() as undo:
-        record = _record(base, arguments.name)
+        record = register.path(base, register.IN_USE, arguments.name)
         files.create(record, certificate, 0o644)
         # A configuration that nobody got must not keep its name taken.
         undo.callback(record.unlink, missing_ok=True)
-        if arguments.output:
-            files.create(arguments.output, text, 0o600)
-        else:
-            files.write_out(text)
+        _hand_over(text, arguments.output)
         undo.pop_all()
-    if not arguments.output and sys.stdout.isatty():
-        print(
-            "bulkvpnctl: that was a private key; to have it in a file that others cannot read, "
-            "use --output FILE, or: (umask 077; bulkvpnctl pki add ... > client.conf)",
-            file=sys.stderr,
-        )
+
+
+def _renew(arguments):
+    now = datetime.datetime.now(datetime.timezone.utc)
+    base = arguments.directory
+    authority = register.authority(base)
+    old = next((one for one in register.records(base, register.IN_USE) if one.description.name == arguments.name), None)
+    if old is None:
+        raise files.CommandError(f"{arguments.name}: has no certificate in use; make one with: bulkvpnctl pki add")
+    is_server = old.description.role == "server"
+    if is_server and arguments.remote:
+        raise files.CommandError(f"--remote: is for clients, and {arguments.name} is a server", os.EX_USAGE)
+    certificate, key = _issue(base, authority, arguments.name, old.description.role, now, arguments.days)
+    blocks = {"ca": authority[0], "certificate": certificate, "key": key}
+    file = base / "server.conf"
+    in_place = is_server and not arguments.output and _with_blocks(file, {"certificate": certificate, "key": key})
+    if arguments.remote:
+        remotes = [_with_port(remote, base) for remote in arguments.remote]
+        text = _client_configuration(arguments, now, remotes, _server_name(base), blocks)
+    else:
+        text = in_place or _blocks(blocks).lstrip()
+    with contextlib.ExitStack() as undo:
+        record = register.path(base, register.IN_USE, arguments.name)
+        register.move(base, old, register.REPLACED, undo)
+        files.create(record, certificate, 0o644)
+        if in_place:
+            files.replace(file, text, 0o600)
+        else:
+            _hand_over(text, arguments.output)
+        undo.pop_all()
+    if in_place:
+        print(f"{file}: has the new certificate and key; systemctl restart bulkvpnd@server makes them count")
+
+
+def _revoke(arguments):
+    now = datetime.datetime.now(datetime.timezone.utc)
+    base = arguments.directory
+    places = (register.REPLACED,) if arguments.replaced else (register.IN_USE, register.REPLACED)
+    found = [one for one in register.records(base, *places) if one.description.name == arguments.name]
+    if not found:
+        raise files.CommandError(f"{arguments.name}: has no such certificate; see bulkvpnctl pki list")
+    serials = {one.description.serial: now for one in found} | register.revoked(base, now)
+    register.write_crl(base, serials, now, arguments.days)
+    for record in found:
+        with contextlib.ExitStack() as undo:
+            register.move(base, record, register.REVOKED, undo)
+            undo.pop_all()
+    print(f"{arguments.name}: {len(found)} revoked; running servers see it within seconds")
+    _warn_of_servers_without_crl(base)
+
+
+def _crl(arguments):
+    now = datetime.datetime.now(datetime.timezone.utc)
+    serials = register.revoked(arguments.directory, now)
+    register.write_crl(arguments.directory, serials, now, arguments.days)
+    print(f"{register.crl_path(arguments.directory)}: made, with {len(serials)} certificates")
+    _warn_of_servers_without_crl(arguments.directory)
 
 
 def _list(arguments):
-    rows = [
-        {"name": one.name, "role": one.role, "serial": f"{one.serial:x}", "expires": one.expires.isoformat()}
-        for one in _issued(arguments.directory)
-    ]
+    now = datetime.datetime.now(datetime.timezone.utc)
+    rows = register.rows(arguments.directory, now)
     if arguments.json:
         files.write_out(json.dumps(rows, indent=2) + "\n")
-        return
-    table = [("NAME", "ROLE", "EXPIRES", "SERIAL")]
-    table += [(row["name"], row["role"], row["expires"][:10], row["serial"]) for row in rows]
-    widths = [max(map(len, column)) for column in zip(*table)]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in table)
-    files.write_out("".join(line + "\n" for line in lines))
+    else:
+        table = [("NAME", "ROLE", "STATE", "EXPIRES", "SERIAL")]
+        table += [(row["name"], row["role"], row["state"], row["expires"][:10], row["serial"]) for row in rows]
+        widths = [max(map(len, column)) for column in zip(*table)]
+        lines = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in table)
+        files.write_out("".join(line + "\n" for line in lines))
+    due = [row for row in rows if row["state"] in ("expiring", "expired")]
+    for row in due:
+        mend = {
+            "authority": "every end needs a certificate of a new one: pki init in another --directory",
+            "crl": "make a new one with: bulkvpnctl pki crl",
+        }.get(row["role"], f"make another with: bulkvpnctl pki renew {row['name']}")
+        verb = "expired" if row["state"] == "expired" else "expires"
+        print(f"bulkvpnctl: {row['role']} {row['name']} {verb} on {row['expires'][:10]}; {mend}", file=sys.stderr)
+    if due:
+        raise files.CommandError("", EXPIRING)
 
 
 # What the subcommands write and read.
@@ -164,8 +201,89 @@ def _configuration(comment, settings, blocks):
     """Text of a configuration file: comment lines, (key, value) pairs and {key: PEM}."""
     lines = [f"# {line}".rstrip() for line in comment] + [""]
     lines += [f"{key} = {value}" for key, value in settings]
-    lines += [f"\n<{key}>\n{pem.strip()}\n</{key}>" for key, pem in blocks.items()]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" + _blocks(blocks)
+
+
+def _blocks(blocks):
+    """{key: PEM} as they stand in a configuration."""
+    return "".join(f"\n<{key}>\n{pem.strip()}\n</{key}>\n" for key, pem in blocks.items())
+
+
+def _with_blocks(file, blocks):
+    """The text of a configuration with other PEM in its blocks; None if it is not there or does not have them."""
+    if not os.path.lexists(file):
+        return None
+    text = files.read(file)
+    for key, pem in blocks.items():
+        text, count = re.subn(rf"^<{key}>$.*?^</{key}>$", _blocks({key: pem}).strip(), text, flags=re.DOTALL | re.M)
+        if count != 1:
+            return None
+    return text
+
+
+def _client_configuration(arguments, now, remotes, server, blocks):
+    return _configuration(
+        (
+            f"Made by bulkvpnctl pki for {arguments.name} on {now:%Y-%m-%d}. It holds a private key: keep it "
+            "away from others.",
+            "",
+            "On the client: install it as /etc/bulkvpn/client.conf, owner root, mode 0600, then",
+            "    systemctl enable --now bulkvpnd@client",
+            "Every option is in bulkvpn.conf(5).",
+        ),
+        (
+            ("mode", "client"),
+            *(("remote", remote) for remote in remotes),
+            ("server-name", server),
+            *([("connections", arguments.connections)] if arguments.connections else []),
+        ),
+        blocks,
+    )
+
+
+def _server_name(base):
+    """The name of the one server. Raises CommandError."""
+    servers = [one.description.name for one in register.records(base, register.IN_USE)
+               if one.description.role == "server"]
+    if len(servers) != 1:
+        raise files.CommandError(
+            f"{base / 'pki' / register.IN_USE}: has {len(servers)} server certificates; keep exactly the server's own "
+            "there"
+        )
+    return servers[0]
+
+
+def _issue(base, authority, name, role, now, days):
+    return register.named(base / "pki", pki.issue, *authority, name, role, now, days)
+
+
+def _hand_over(text, output):
+    """What holds a private key, to a new file or standard output."""
+    if output:
+        files.create(output, text, 0o600)
+        return
+    files.write_out(text)
+    if sys.stdout.isatty():
+        print(
+            "bulkvpnctl: that was a private key; to have it in a file that others cannot read, "
+            "use --output FILE, or: (umask 077; bulkvpnctl pki add ... > client.conf)",
+            file=sys.stderr,
+        )
+
+
+def _warn_of_servers_without_crl(base):
+    """server.conf may be older than its list, or not know of it."""
+    file = base / "server.conf"
+    if not os.path.lexists(file):
+        return
+    try:
+        configuration, _ = config.load(["--config", str(file)])
+    except config.ConfigurationError as error:
+        print(f"bulkvpnctl: {error}", file=sys.stderr)
+        return
+    if not configuration.crl:
+        print(f"bulkvpnctl: {file}: has no crl, so nobody is refused yet; add the line crl = "
+              f"{register.crl_path(base).name} and restart the server", file=sys.stderr)
 
 
 def _random_pool_ipv4():
@@ -176,26 +294,6 @@ def _random_pool_ipv4():
 def _random_pool_ipv6():
     """Subnet 1 of a unique local prefix: fd00::/8 and 40 random bits, RFC 4193 section 3.1."""
     return ipaddress.IPv6Network(((0xFD << 120) + (secrets.randbits(40) << 80) + (1 << 64), 64))
-
-
-def _record(base, name):
-    return base / "pki" / "issued" / f"{name}.crt"
-
-
-def _issued(base):
-    """[pki.Description] of every certificate on record, by name."""
-    directory = base / "pki" / "issued"
-    with files.about(directory, "cannot be read"):
-        records = sorted(directory / name for name in os.listdir(directory) if name.endswith(".crt"))
-    return [_named(record, pki.describe, files.read(record)) for record in records]
-
-
-def _named(path, function, *arguments):
-    """Calls a function of `pki`, and has its error name the file or directory that the arguments are from."""
-    try:
-        return function(*arguments)
-    except pki.PKIError as error:
-        raise files.CommandError(f"{path}: {error}") from None
 
 
 def _with_port(remote, base):
@@ -241,6 +339,16 @@ _DAYS = (
     {"metavar": "N", "type": lambda raw: int(_argument(config.integer(1, 36500, "days"))(raw)), "default": DAYS,
      "help": f"how long the certificates are valid (default {DAYS})"},
 )  # fmt: skip
+_NAME = (
+    "name",
+    {"metavar": "NAME", "type": _argument(config.certificate_name), "help": "name of the client or server"},
+)  # fmt: skip
+_CRL_DAYS = (_DAYS[0], {**_DAYS[1], "help": f"how long the revocation list is valid (default {DAYS})"})
+_OUTPUT = (
+    "--output",
+    {"metavar": "FILE", "type": lambda raw: pathlib.Path(raw).absolute(),
+     "help": "write to this new file, mode 0600, instead of standard output"},
+)  # fmt: skip
 
 COMMANDS = {
     # name: (function, help, arguments)
@@ -259,9 +367,22 @@ COMMANDS = {
                 help="the server as the client reaches it; may be repeated"),
         _DAYS,
         _option("connections", help=f"parallel TCP connections (default {config.BY_NAME['connections'].default})"),
-        ("--output", {"metavar": "FILE", "type": lambda raw: pathlib.Path(raw).absolute(),
-                      "help": "write to this new file, mode 0600, instead of standard output"}),
+        _OUTPUT,
     )),
+    "renew": (_renew, "make another certificate for a name that has one", (
+        _NAME,
+        _option("remote", action="append",
+                help="for a client: print a whole configuration, as add does; may be repeated"),
+        _DAYS,
+        _option("connections", help="with --remote, as add"),
+        _OUTPUT,
+    )),
+    "revoke": (_revoke, "end the validity of a name's certificates", (
+        _NAME,
+        ("--replaced", {"action": "store_true", "help": "only those that were renewed, not the one in use"}),
+        _CRL_DAYS,
+    )),
+    "crl": (_crl, "make the revocation list anew, before it expires", (_CRL_DAYS,)),
     "list": (_list, "show the certificates that were issued", (
         ("--json", {"action": "store_true", "help": "as JSON"}),
     )),

@@ -532,6 +532,7 @@ def test_modes_whatever_the_umask(tmp_path, ctl, umask):
     assert {name: mode for name, (mode, _) in tree(site).items()} == {
         "server.conf": 0o600,
         "client.conf": 0o600,
+        "crl.pem": 0o644,
         "pki": 0o700,
         "pki/ca.key": 0o600,
         "pki/ca.crt": 0o644,
@@ -541,7 +542,7 @@ def test_modes_whatever_the_umask(tmp_path, ctl, umask):
     }
 
 
-@pytest.mark.parametrize("name", ["pki/ca.key", "pki/ca.crt", "pki/issued/server.crt", "server.conf"])
+@pytest.mark.parametrize("name", ["pki/ca.key", "pki/ca.crt", "pki/issued/server.crt", "crl.pem", "server.conf"])
 def test_init_overwrites_nothing(tmp_path, ctl, name):
     file = tmp_path / "site" / name
     file.parent.mkdir(parents=True)
@@ -740,20 +741,22 @@ def test_list(ctl, site):
     status, out, error = ctl("list", "--json")
     rows = json.loads(out)
     assert (status, error) == (0, "")
-    assert [(row["name"], row["role"]) for row in rows] == [
+    assert [(row["name"], row["role"]) for row in rows[:3]] == [
         (".hidden", "client"),
         ("a-much-longer-name", "client"),
         ("server", "server"),
     ]
+    assert [row["role"] for row in rows[3:]] == ["authority", "crl"]
+    assert {row["state"] for row in rows} == {"valid"} and all(3640 < row["days"] <= 3650 for row in rows)
     record = x509.load_pem_x509_certificate((site / "pki" / "issued" / "server.crt").read_bytes())
     assert int(rows[2]["serial"], 16) == record.serial_number
     assert datetime.datetime.fromisoformat(rows[2]["expires"]) == pki.validity(record)[1]
 
     lines = ctl("list")[1].splitlines()
     assert [line.split() for line in lines[1:]] == [
-        [row["name"], row["role"], row["expires"][:10], row["serial"]] for row in rows
+        [row["name"], row["role"], row["state"], row["expires"][:10], row["serial"]] for row in rows
     ]
-    assert [line.index(word) for line, word in zip(lines, ("ROLE", "client", "client"))] == [20, 20, 20]
+    assert len({line.index(word) for line, word in zip(lines, ("ROLE", "client", "client"))}) == 1
 
 
 @pytest.mark.parametrize("content", ["nonsense", outside(names=None).pem, outside(usages=None).pem])

@@ -1,0 +1,296 @@
+"""bulkvpnctl pki revoke, renew, crl and list: what is on record afterwards, and what a crash in between leaves."""
+
+import contextlib
+import datetime
+import json
+import os
+import stat
+
+import pytest
+from cryptography import x509
+
+from bulkvpnd import cli, config, pki
+from bulkvpnd.admin import files
+
+DAY = datetime.timedelta(days=1)
+
+
+@pytest.fixture
+def ctl(tmp_path, capsys):
+    """Runs bulkvpnctl pki with --directory tmp_path/site: returns (status, standard output, standard error)."""
+
+    def run(command, *arguments):
+        try:
+            status = cli.bulkvpnctl(["pki", command, "--directory", str(tmp_path / "site"), *arguments])
+        except SystemExit as error:
+            status = error.code
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def site(tmp_path, ctl):
+    """A site with the clients alice and bob."""
+    assert ctl("init")[0] == 0
+    for name in ("alice", "bob"):
+        assert ctl("add", name, "--remote", "x")[0] == 0
+    return tmp_path / "site"
+
+
+def now():
+    return datetime.datetime.now(datetime.timezone.utc)
+
+
+def serial(site, name, place="issued"):
+    return x509.load_pem_x509_certificate((site / "pki" / place / f"{name}.crt").read_bytes()).serial_number
+
+
+def listed(site):
+    """Serial numbers on the list, which must be the authority's."""
+    crl = pki.read_crl((site / "crl.pem").read_text(), (site / "pki" / "ca.crt").read_text())
+    pki.check_crl_dates(crl, now())
+    return {serial for _, serial in crl.revoked}
+
+
+def states(ctl):
+    return {(row["name"], row["state"]) for row in json.loads(ctl("list", "--json")[1]) if row["role"] == "client"}
+
+
+def test_init_makes_a_list_that_the_server_goes_by(site):
+    assert listed(site) == set()
+    server, _ = config.load(["--config", str(site / "server.conf")])
+    assert config.pem_text(server, "crl") == (site / "crl.pem").read_text()
+
+
+def test_revoke_puts_that_name_on_the_list_and_no_other(site, ctl):
+    alice, bob = serial(site, "alice"), serial(site, "bob")
+    status, out, error = ctl("revoke", "alice")
+    assert (status, error) == (0, "") and out.startswith("alice: 1 revoked")
+    assert listed(site) == {alice} and bob not in listed(site)
+    assert states(ctl) == {("alice", "revoked"), ("bob", "valid")}
+    assert serial(site, f"{alice:x}", "revoked") == alice
+    # Everybody may read it: the daemon, who is not root, does.
+    assert stat.S_IMODE((site / "crl.pem").stat().st_mode) == 0o644
+
+    status, _, error = ctl("revoke", "alice")
+    assert status == 1 and "alice: has no such certificate" in error
+    assert ctl("revoke", "bob")[0] == 0
+    assert listed(site) == {alice, bob}
+
+
+def test_a_revoked_name_can_be_given_again(site, ctl):
+    old = serial(site, "alice")
+    ctl("revoke", "alice")
+    assert ctl("add", "alice", "--remote", "x")[0] == 0
+    assert listed(site) == {old} and serial(site, "alice") != old
+
+
+def test_revoke_takes_what_was_renewed_too(site, ctl):
+    first = serial(site, "alice")
+    assert ctl("renew", "alice")[0] == 0
+    second = serial(site, "alice")
+    assert ctl("revoke", "alice", "--replaced")[0] == 0
+    assert listed(site) == {first}
+    assert ctl("renew", "alice")[0] == 0
+    third = serial(site, "alice")
+    assert ctl("revoke", "alice")[1].startswith("alice: 2 revoked")
+    assert listed(site) == {first, second, third}
+
+
+def test_crl_goes_further_and_forgets_nobody(site, ctl):
+    alice = serial(site, "alice")
+    ctl("revoke", "alice")
+    assert ctl("crl", "--days", "10")[0] == 0
+    first = pki.read_crl((site / "crl.pem").read_text(), (site / "pki" / "ca.crt").read_text())
+    assert first.last <= now() + 10 * DAY and listed(site) == {alice}
+    (site / "crl.pem").unlink()
+    assert ctl("crl")[0] == 0
+    assert listed(site) == {alice}, "made again from what is on record"
+    (site / "crl.pem").write_text("damaged")
+    assert ctl("crl")[0] == 0
+    assert listed(site) == {alice}
+    second = pki.read_crl((site / "crl.pem").read_text(), (site / "pki" / "ca.crt").read_text())
+    assert second.last > now() + 3600 * DAY and second.number >= first.number
+
+
+def test_a_revocation_that_was_cut_short_is_not_forgotten(site, ctl, monkeypatch):
+    alice = serial(site, "alice")
+
+    def crash(*arguments):
+        raise files.CommandError("the machine crashed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "move", crash)
+        assert ctl("revoke", "alice")[0] == 1
+    assert listed(site) == {alice} and serial(site, "alice") == alice
+    assert ctl("crl")[0] == 0
+    assert listed(site) == {alice}
+    assert ctl("revoke", "alice")[0] == 0
+    assert states(ctl) == {("alice", "revoked"), ("bob", "valid")}
+
+
+def test_a_list_that_nobody_goes_by_is_told_of(site, ctl):
+    file = site / "server.conf"
+    file.write_text(file.read_text().replace("crl = crl.pem\n", ""))
+    status, _, error = ctl("revoke", "alice")
+    assert status == 0 and "add the line crl = crl.pem" in error
+
+
+# renew
+
+
+def loaded(file):
+    configuration, _ = config.load(["--config", str(file)])
+    return configuration, [config.pem_text(configuration, name) for name in ("ca", "certificate", "key")]
+
+
+def test_renew_a_client_with_a_whole_configuration(site, ctl, tmp_path):
+    old, file = serial(site, "alice"), tmp_path / "client.conf"
+    assert ctl("renew", "alice", "--remote", "vpn.example.org", "--output", str(file)) == (0, "", "")
+    configuration, pem = loaded(file)
+    assert configuration.remote == (("vpn.example.org", 7443),) and configuration.server_name == "server"
+    assert pki.check_own(*pem, "client", now())
+    described = pki.describe(pem[1])
+    assert (described.name, described.serial) == ("alice", serial(site, "alice")) and described.serial != old
+    assert serial(site, f"{old:x}", "replaced") == old
+    assert listed(site) == set(), "until the new one is in place the old one must work"
+    assert states(ctl) == {("alice", "replaced"), ("alice", "valid"), ("bob", "valid")}
+
+
+def test_renew_a_client_prints_the_blocks_to_put_in_place(site, ctl, tmp_path):
+    status, out, _ = ctl("renew", "alice")
+    file = tmp_path / "client.conf"
+    file.touch(0o600)
+    file.write_text("mode = client\nremote = x\n" + out)
+    assert status == 0 and pki.check_own(*loaded(file)[1], "client", now())
+
+
+def test_renew_the_server_in_place(site, ctl):
+    file = site / "server.conf"
+    file.write_text("# mine\nmtu = 1400\n" + file.read_text())
+    before, old = loaded(file), serial(site, "server")
+    status, out, error = ctl("renew", "server")
+    assert (status, error) == (0, "") and "restart" in out
+    configuration, pem = loaded(file)
+    assert configuration.mtu == 1400 and file.read_text().startswith("# mine\n")
+    assert (configuration.pool_ipv4, configuration.crl) == (before[0].pool_ipv4, before[0].crl)
+    assert pem[0] == before[1][0] and pem[2] != before[1][2] and pki.check_own(*pem, "server", now())
+    assert pki.describe(pem[1]).serial == serial(site, "server") != old
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert ctl("add", "carol", "--remote", "x")[0] == 0, "one server is in use, and not two"
+
+
+def test_renew_a_server_whose_configuration_names_files(site, ctl, tmp_path):
+    (site / "server.conf").write_text("mode = server\n")
+    before = (site / "server.conf").read_text()
+    status, out, _ = ctl("renew", "server")
+    assert status == 0 and "<key>" in out and (site / "server.conf").read_text() == before
+
+
+@pytest.mark.parametrize("command", [("renew", "carol"), ("renew", "server", "--remote", "x"),
+                                     ("renew", "alice", "--output", "/nowhere/file")])  # fmt: skip
+def test_renew_that_cannot_be_changes_nothing(site, ctl, command):
+    def tree():
+        return {path: path.is_file() and path.read_text() for path in site.rglob("*")}
+
+    before = tree()
+    status, out, error = ctl(*command)
+    assert status in (1, os.EX_USAGE) and out == "" and error.count("\n") == 1
+    assert tree() == before
+
+
+# list
+
+
+def test_list_warns_ahead_of_time(site, ctl):
+    assert ctl("list")[0] == 0
+    assert ctl("add", "carol", "--remote", "x", "--days", "31")[0] == 0
+    assert ctl("list")[0] == 0
+    assert ctl("add", "dave", "--remote", "x", "--days", "30")[0] == 0
+    status, out, error = ctl("list")
+    assert status == 2 and error.count("\n") == 1 and "client dave expires on " in error and "pki renew dave" in error
+    assert "expiring" in out
+    rows = {row["name"]: row for row in json.loads(ctl("list", "--json")[1])}
+    assert rows["dave"]["state"] == "expiring" and rows["dave"]["days"] == 29 and rows["carol"]["state"] == "valid"
+    # One that is not in use any more is nobody's worry.
+    assert ctl("renew", "dave")[0] == 0
+    assert ctl("list")[::2] == (0, "")
+
+
+def test_list_warns_of_the_revocation_list(site, ctl):
+    ctl("crl", "--days", "5")
+    status, _, error = ctl("list")
+    assert status == 2 and "crl crl.pem expires on " in error and "bulkvpnctl pki crl" in error
+
+
+# Lists themselves
+
+
+@pytest.fixture(scope="module")
+def authority():
+    return pki.create_authority("authority", now(), 100)
+
+
+def make(authority, when, serials=(), days=10):
+    return pki.create_crl(*authority, dict.fromkeys(serials, when), 7, when, days)
+
+
+def refused(function, *arguments):
+    with pytest.raises(pki.PKIError) as caught:
+        function(*arguments)
+    message = str(caught.value)
+    assert message.isprintable() and len(message) < 300
+    return message
+
+
+def test_a_list_comes_back_as_it_was_made(authority):
+    when = now().replace(microsecond=0)
+    crl = pki.read_crl(make(authority, when, (5, 1 << 150)), authority[0])
+    assert crl.number == 7 and crl.last == when + 10 * DAY and crl.first < when
+    assert {(name.rfc4514_string(), serial): since for (name, serial), since in crl.revoked.items()} == {
+        ("CN=authority", 5): when, ("CN=authority", 1 << 150): when
+    }  # fmt: skip
+
+
+def test_a_list_does_not_outlive_its_authority(authority):
+    assert pki.read_crl(make(authority, now(), days=1000), authority[0]).last <= now() + 100 * DAY
+
+
+def test_dates_of_a_list(authority):
+    when = now()
+    crl = pki.read_crl(make(authority, when), authority[0])
+    pki.check_crl_dates(crl, when)
+    assert "crl: expired at" in refused(pki.check_crl_dates, crl, when + 11 * DAY)
+    assert "bulkvpnctl pki crl" in refused(pki.check_crl_dates, crl, when + 11 * DAY)
+    assert "not valid before" in refused(pki.check_crl_dates, crl, when - DAY)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda text, other: "", "not a revocation list"),
+        (lambda text, other: text[:200], "not a revocation list"),
+        (lambda text, other: text.replace("A", "B"), "crl: "),
+        (lambda text, other: other, "not signed by the ca"),
+        (lambda text, other: text + other, "not signed by the ca"),
+    ],
+)
+def test_what_is_no_list_of_ours(authority, change, reason):
+    # Of the same name, so that only the signature tells the two apart.
+    other = make(pki.create_authority("authority", now(), 100), now())
+    text = make(authority, now())
+    assert pki.read_crl(text, authority[0])
+    assert reason in refused(pki.read_crl, change(text, other), authority[0])
+
+
+def test_every_changed_byte_of_a_list_is_noticed(authority):
+    """The list that came back is what was signed, or nothing comes back."""
+    text = make(authority, now(), (5,))
+    lines = text.splitlines()
+    body = "".join(lines[1:-1])
+    good = pki.read_crl(text, authority[0])
+    for at in range(0, len(body) - 2):
+        changed = body[:at] + ("A" if body[at] != "A" else "B") + body[at + 1 :]
+        with contextlib.suppress(pki.PKIError):
+            assert pki.read_crl("\n".join([lines[0], changed, lines[-1]]), authority[0]) == good
