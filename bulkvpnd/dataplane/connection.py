@@ -73,8 +73,8 @@ class Connection:
     number: the main process's name for it. index: its place in the session. sock: connected, non-blocking, a plain
     socket and not gevent's. session: routing.Session. sealer, opener: protocol.keys. settings: frame_size, offloads,
     peer_offloads, keepalive, keepalive_timeout, rekey_bytes, rekey_interval, queue_target, queue_interval, sndbuf.
-    worker: has queue, pool, scratch, plain, drops, established(connection), closed(connection, reason, clean, blame),
-    bug(error). head: bytes that came behind the handshake.
+    worker: has queue, pool, scratch, plain, drops, established(connection), closing(connection), closed(connection,
+    reason, clean, blame), bug(error). head: bytes that came behind the handshake.
     """
 
     def __init__(self, number, index, sock, session, sealer, opener, settings, worker, head=b""):
@@ -349,7 +349,12 @@ class Connection:
         if self._close_by is not None:
             return
         self._close_by = time.monotonic() + CLOSE_TIME
+        # At once, although CLOSE may have to wait: what is routed here until then would be lost.
+        self._worker.closing(self)
         self._queue.drop_all("closing")
+        if reason == "refused":
+            # Its certificate was revoked: nothing that is on its way counts any more.
+            gevent.killall(self._greenlets[1:], block=False)
         self._control.append((frame.CLOSE, reason.encode("ascii")))
         self._wake()
 

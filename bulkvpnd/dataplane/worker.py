@@ -255,12 +255,16 @@ class Worker:
         self.routes.add(connection.session)
         self._tell("established", connection=connection.number)
 
-    def closed(self, connection, reason, clean, blame):
-        self.connections.pop(connection.number, None)
-        self._choose_joining()
+    def closing(self, connection):
+        """It says CLOSE and takes no more packets."""
         if connection.session.connections.get(connection.index) is connection:
             del connection.session.connections[connection.index]
             self.routes.changed()
+
+    def closed(self, connection, reason, clean, blame):
+        self.connections.pop(connection.number, None)
+        self._choose_joining()
+        self.closing(connection)
         self._tell(
             "closed",
             connection=connection.number,

@@ -110,6 +110,9 @@ class Worker:
     def established(self, connection):
         self.live.append(connection)
 
+    def closing(self, connection):
+        self.live = [one for one in self.live if one is not connection]
+
     def closed(self, connection, reason, clean, blame):
         self.ends.append((connection.number, reason, clean, blame))
 

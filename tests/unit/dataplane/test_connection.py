@@ -411,7 +411,7 @@ def test_a_peer_that_reads_nothing_cannot_keep_its_connection(facing):
     end.give(many(80))
     until(lambda: end.connection._full_since)
     for _ in range(100):
-        end.connection.close("refused")
+        end.connection.close("shutdown")
     now = time.monotonic()
     end.connection.tick(now)
     peer.send(frame.PING, bytes(8))
@@ -419,6 +419,20 @@ def test_a_peer_that_reads_nothing_cannot_keep_its_connection(facing):
     assert end.end is None and not end.worker.live
     end.connection.tick(now + CLOSE_TIME + 0.1)
     assert end.end and not end.end[1]
+
+
+@pytest.mark.parametrize("reason", ["refused", "shutdown"])
+def test_nothing_comes_from_a_peer_that_is_refused(facing, reason):
+    peer, end = facing()
+    peer.send(frame.DATA, payload(*many(1)))
+    until(lambda: len(end.written) == 1)
+    peer.send(frame.DATA, payload(*many(1, first=1)))
+    end.connection.close(reason)
+    assert not end.worker.live, "it takes no more packets either"
+    peer.write(peer.sealed(frame.DATA, payload(*many(1, first=2))))
+    assert list(peer.frames())[-1] == (frame.CLOSE, reason.encode())
+    until(lambda: end.end)
+    assert len(end.written) == 1 if reason == "refused" else end.written
 
 
 def test_a_silent_peer(facing):
