@@ -657,15 +657,24 @@ def open_configuration(file):
     return stream
 
 
-def pem_text(configuration, name):
-    """PEM text of the option `name` (ca, certificate or key), read from its file where it is not inline.
+def pem_path(configuration, name):
+    """The file that the option `name` (ca, certificate, key or crl) stands for; None if it is inline or not given.
 
-    A relative path counts from the configuration's directory. Raises ConfigurationError.
+    A relative path counts from the configuration's directory.
     """
-    file, text = getattr(configuration, BY_NAME[name].field)
+    file, _ = getattr(configuration, BY_NAME[name].field) or (None, None)
+    return file and configuration.path.parent / file
+
+
+def pem_text(configuration, name):
+    """PEM text of the option `name` (ca, certificate, key or crl), read from its file where it is not inline.
+
+    Raises ConfigurationError.
+    """
+    _, text = getattr(configuration, BY_NAME[name].field)
     if text is not None:
         return text
-    file = configuration.path.parent / file
+    file = pem_path(configuration, name)
     text = read_secret_file(file)
     if "-----BEGIN" not in text:
         raise ConfigurationError(f"{configuration.path}: {name} = {file}: has no PEM text")

@@ -35,6 +35,7 @@ EXAMPLES = {
     "ca": "ca.crt",
     "certificate": "{role}.crt",
     "key": "{role}.key",
+    "crl": "crl.pem",
     "runtime-directory": "/run/bulkvpnd/{role}",
     "state-directory": "/var/lib/bulkvpnd/{role}",
 }

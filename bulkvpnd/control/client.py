@@ -58,6 +58,7 @@ class Client:
         self._numbers = itertools.count(1)
         self._connections = {}  # number: _Connection
         self._greenlets = []
+        self._revoked = {}
         self._was_ready = False
         self._was_up = False
 
@@ -149,11 +150,13 @@ class Client:
                 head = shake.finish()
             if self._welcome is not session:
                 raise OSError("the session was replaced while this connection joined it")
+            if shake.certificate in self._revoked:
+                raise RemoteError("certificate", "the server's certificate: was revoked during the handshake")
             secrets = keys.traffic_secrets(encoded[handshake.PREFIX_SIZE :], welcome_body, hello.random, welcome.random)
             transport.set_buffers(sock, welcome.sndbuf, welcome.rcvbuf)
             if session is None:
                 self._take(welcome)
-            return self._attach(sock, index, worker, welcome, secrets, head)
+            return self._attach(sock, index, worker, welcome, secrets, head, shake.certificate)
 
     def _open(self, remote):
         """A connected socket, of the first address of `remote` that answers. Raises OSError."""
@@ -216,8 +219,9 @@ class Client:
             log.info("the server takes no super-packets: packets go one by one, at a fraction of the speed")
         self._set_session(welcome)
 
-    def _attach(self, sock, index, worker, welcome, secrets, head):
-        connection = _Connection(next(self._numbers), index, worker, transport.shown(sock.getpeername()), welcome)
+    def _attach(self, sock, index, worker, welcome, secrets, head, certificate):
+        connection = _Connection(next(self._numbers), index, worker, transport.shown(sock.getpeername()), welcome,
+                                 certificate)
         self._connections[connection.number] = connection
         message = {
             "type": "attach",
@@ -288,6 +292,16 @@ class Client:
             self.on_change()
             log.warning("no connection to the server is left; trying again")
 
+    def revoke(self, context, revoked):
+        """Another revocation list is in force. context, revoked: of control.revocation.Revocations."""
+        self._context, self._revoked = context, revoked
+        found = [one for one in self._connections.values() if one.certificate in revoked]
+        if found:
+            log.warning("the server's certificate was revoked; %d connections end", len(found))
+        for connection in found:
+            self.workers.send(connection.worker,
+                              {"type": "detach", "connection": connection.number, "reason": "refused"})
+
     # What workers are told
 
     def _described(self):
@@ -349,14 +363,16 @@ class Client:
 
 
 class _Connection:
-    """One connection that a worker has. welcome: what was agreed. ended: gets the reason when it is over."""
+    """One connection that a worker has. welcome: what was agreed. certificate: what a revocation list calls the
+    server's. ended: gets the reason when it is over."""
 
-    def __init__(self, number, index, worker, peer, welcome):
+    def __init__(self, number, index, worker, peer, welcome, certificate):
         self.number = number
         self.index = index
         self.worker = worker
         self.peer = peer
         self.welcome = welcome
+        self.certificate = certificate
         self.since = time.monotonic()
         self.is_live = False
         self.ended = AsyncResult()

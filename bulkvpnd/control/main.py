@@ -5,6 +5,7 @@
     what is changed on the machine            what a crash left of it is removed first
     workers, status socket
     Server or Client                          READY=1 when the tunnel can carry traffic
+    SIGHUP                                    the revocation list is read again
     SIGTERM, SIGINT                           CLOSE to the peers, and back through all of this, exit 0
 
 Each step puts its undo on one stack, so a failure or a stop in the middle of a start undoes what was done, no more.
@@ -22,9 +23,10 @@ import gevent
 from gevent.event import Event
 
 from bulkvpnd import __version__, config, pki, service
-from bulkvpnd.control import ciphers, tls
+from bulkvpnd.control import ciphers
 from bulkvpnd.control.client import Client
 from bulkvpnd.control.multipath import Multipath, literal_addresses
+from bulkvpnd.control.revocation import Revocations
 from bulkvpnd.control.server import Server
 from bulkvpnd.control.status import StatusSocket
 from bulkvpnd.control.workers import Workers
@@ -44,7 +46,7 @@ _ROLES = {"server": Server, "client": Client}
 def run(configuration, check_only=False):
     """Runs the daemon until it is stopped. Returns the exit status."""
     try:
-        context, expiry = _check_identity(configuration)
+        revocations, expiry = _check_identity(configuration)
     except config.ConfigurationError as error:
         print(f"bulkvpnd: {error}", file=sys.stderr)
         return os.EX_CONFIG
@@ -56,38 +58,46 @@ def run(configuration, check_only=False):
     stop = Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         gevent.signal_handler(number, stop.set)
+    reload = Event()
+    gevent.signal_handler(signal.SIGHUP, reload.set)
     # No secret may reach a core file; systemd's unit says so too.
     import resource
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     log.info("bulkvpnd %s, mode %s, certificate valid until %s", __version__, configuration.mode, f"{expiry:%Y-%m-%d}")
-    days = (expiry - datetime.datetime.now(datetime.timezone.utc)).days
+    days = (expiry - _now()).days
     if days < EXPIRY_WARNING_DAYS:
         log.warning("the certificate expires in %d days; renew it", days)
     try:
-        return Main(configuration, context, stop).run()
+        return Main(configuration, revocations, stop, reload).run()
     except (TunError, firewall.FirewallError, link.LinkError, MultipathError, OSError) as error:
         log.error("%s", error)
         return getattr(error, "exit_status", os.EX_NOPERM if isinstance(error, PermissionError) else 1)
 
 
 def _check_identity(configuration):
-    """Checks what TLS needs before anything is touched. Returns (SSLContext, expiry of the own certificate)."""
+    """Checks what TLS needs before anything is touched. Returns (Revocations, expiry of the own certificate)."""
     texts = [config.pem_text(configuration, name) for name in ("ca", "certificate", "key")]
+    now = _now()
     try:
-        expiry = pki.check_own(*texts, configuration.mode, datetime.datetime.now(datetime.timezone.utc))
+        expiry = pki.check_own(*texts, configuration.mode, now)
     except pki.PKIError as error:
         raise config.ConfigurationError(f"{configuration.path}: {error}") from None
-    return tls.make_context(configuration), expiry
+    return Revocations(configuration, now), expiry
+
+
+def _now():
+    return datetime.datetime.now(datetime.timezone.utc)
 
 
 class Main:
     """One running instance."""
 
-    def __init__(self, configuration, context, stop):
+    def __init__(self, configuration, revocations, stop, reload):
         self._configuration = configuration
-        self._context = context
+        self._revocations = revocations
         self._stop = stop
+        self._reload = reload
         self._failure = None
         self._started = time.time()
 
@@ -116,8 +126,8 @@ class Main:
         changes = undo.enter_context(Changes(sysctl.Ledger(directory, configuration.name),
                                              firewall.Firewall(configuration.name)))
         self._change_host(changes)
-        role = _ROLES[configuration.mode](configuration, self._context, self._tun, ciphers.offer(configuration),
-                                          self._on_ready, self._on_failure)
+        role = _ROLES[configuration.mode](configuration, self._revocations.context, self._tun,
+                                          ciphers.offer(configuration), self._on_ready, self._on_failure)
         role.changes = changes
         workers = role.workers = Workers(self._tun, configuration.frame_size, role)
         undo.callback(workers.stop)
@@ -164,6 +174,10 @@ class Main:
             if not self._tun.is_up():
                 self._on_failure(f"the TUN device {self._tun.name} was removed")
                 return
+            force = self._reload.is_set()
+            self._reload.clear()
+            if self._revocations.check(_now(), force):
+                role.revoke(self._revocations.context, self._revocations.revoked)
             service.notify(WATCHDOG=1)
             if now - shown >= STATUS_PERIOD:
                 service.notify(STATUS=role.summary())

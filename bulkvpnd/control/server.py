@@ -42,6 +42,7 @@ class Server:
         self._ciphers = ciphers
         self._on_ready = on_ready
         self._stopping = False
+        self._revoked = {}
         self.workers = None
         self.changes = None
         self.on_change = lambda: None
@@ -106,7 +107,9 @@ class Server:
         shake.send(encoded)
         head = shake.finish()
         secrets = keys.traffic_secrets(hello_body, encoded[handshake.PREFIX_SIZE :], hello.random, welcome.random)
-        self._attach(sock, session, hello, peer, secrets, head)
+        if shake.certificate in self._revoked:
+            raise RemoteError("certificate", "the peer's certificate: was revoked during the handshake")
+        self._attach(sock, session, hello, peer, secrets, head, shake.certificate)
 
     def _session_for(self, identity, hello, source):
         if self._stopping:
@@ -152,9 +155,9 @@ class Server:
             dns_search=configuration.dns_search,
         )
 
-    def _attach(self, sock, session, hello, peer, secrets, head):
+    def _attach(self, sock, session, hello, peer, secrets, head, certificate):
         configuration = self._configuration
-        connection = self._sessions.add(session, hello.index, peer, time.monotonic())
+        connection = self._sessions.add(session, hello.index, peer, time.monotonic(), certificate)
         message = {
             "type": "attach",
             "connection": connection.number,
@@ -237,6 +240,16 @@ class Server:
             touched.add(connection.session)
         for session in touched:
             self._announce(session)
+
+    def revoke(self, context, revoked):
+        """Another revocation list is in force. context, revoked: of control.revocation.Revocations."""
+        self._context, self._revoked = context, revoked
+        if self._sessions is None:
+            return
+        for session in (ended := self._sessions.end_revoked(revoked)):
+            log.warning("session of %s ended: its certificate was revoked", session.identity,
+                        extra={"IDENTITY": session.identity, "SESSION": session.number, "REASON": "revoked"})
+        self._forget(ended, "refused")
 
     # What workers are told
 

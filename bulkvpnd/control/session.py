@@ -21,7 +21,8 @@ PENDING_MAX = 4
 
 @dataclasses.dataclass(eq=False, slots=True)
 class Connection:
-    """One connection of a session. number: unique in this process. worker: index. peer: text. since: seconds."""
+    """One connection of a session. number: unique in this process. worker: index. peer: text. since: seconds.
+    certificate: what a revocation list calls the one that it was made with."""
 
     number: int
     session: "Session"
@@ -29,6 +30,7 @@ class Connection:
     worker: int
     peer: str
     since: float
+    certificate: tuple
     is_live: bool = False
 
 
@@ -110,7 +112,7 @@ class Sessions:
             raise Refused("busy", "too many connections of this session wait for their first frame")
         return session
 
-    def add(self, session, index, peer, now):
+    def add(self, session, index, peer, now, certificate=None):
         """A connection whose handshake is done; it is pending. Returns it.
 
         Raises Refused("session") if the session ended during that handshake.
@@ -118,7 +120,7 @@ class Sessions:
         if session.is_ended:
             raise Refused("session", "the session ended before the handshake was done")
         worker = (session.offset + index) % self._workers
-        connection = Connection(next(self._numbers), session, index, worker, peer, now)
+        connection = Connection(next(self._numbers), session, index, worker, peer, now, certificate)
         session.connections[connection.number] = connection
         self.connections[connection.number] = connection
         return connection
@@ -162,6 +164,15 @@ class Sessions:
             and now - session.idle_since >= (self._grace if session.is_live else self._max_pending_seconds)
         ]
         return [session for session in over if self._end(session)]
+
+    def end_revoked(self, revoked):
+        """Ends sessions that have a connection whose certificate is in `revoked`. Returns them."""
+        found = [
+            session
+            for session in self
+            if any(connection.certificate in revoked for connection in session.connections.values())
+        ]
+        return [session for session in found if self._end(session)]
 
     def _end(self, session):
         if self._by_id.pop(session.id, None) is None:

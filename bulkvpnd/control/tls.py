@@ -17,8 +17,17 @@ _READ_SIZE = 16384
 """Bytes; a TLS record is no larger (RFC 8446 section 5.1)."""
 
 
-def make_context(configuration):
-    """The SSLContext of this end, from the PEM texts of ca, certificate and key. Raises ConfigurationError."""
+def read_texts(configuration):
+    """The PEM texts of ca, certificate, key and, where it is given, crl, {name: str}. Raises ConfigurationError."""
+    names = ("ca", "certificate", "key", *(["crl"] if configuration.crl else []))
+    return {name: config.pem_text(configuration, name) for name in names}
+
+
+def make_context(configuration, texts=None):
+    """The SSLContext of this end, from `texts` of read_texts, which is called without them.
+
+    Raises ConfigurationError.
+    """
     is_server = configuration.mode == "server"
     # Bare: create_default_context() would trust the system's authorities and honour SSLKEYLOGFILE.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if is_server else ssl.PROTOCOL_TLS_CLIENT)
@@ -30,24 +39,38 @@ def make_context(configuration):
     context.set_alpn_protocols([handshake.ALPN])
     if is_server:
         context.num_tickets = 0
-    texts = {name: config.pem_text(configuration, name) for name in ("ca", "certificate", "key")}
+    texts = texts or read_texts(configuration)
     try:
         context.load_verify_locations(cadata=texts["ca"])
     except (ssl.SSLError, ValueError) as error:
         raise config.ConfigurationError(f"{configuration.path}: ca: not a certificate: {_reason(error)}") from None
-    # load_cert_chain takes paths only; a memory file keeps the key off the disk.
-    descriptor = os.memfd_create("certificate", os.MFD_CLOEXEC)
+    if "crl" in texts:
+        try:
+            with _memory_file(texts["crl"]) as file:
+                context.load_verify_locations(cafile=file)
+        except (ssl.SSLError, ValueError) as error:
+            raise config.ConfigurationError(f"{configuration.path}: crl: cannot be used: {_reason(error)}") from None
+        context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
     try:
-        data = (texts["certificate"].rstrip() + "\n" + texts["key"]).encode("ascii", "replace")
-        os.write(descriptor, data)
-        context.load_cert_chain(f"/proc/self/fd/{descriptor}", password=_no_password)
+        with _memory_file(texts["certificate"].rstrip() + "\n" + texts["key"]) as file:
+            context.load_cert_chain(file, password=_no_password)
     except (ssl.SSLError, ValueError) as error:
         raise config.ConfigurationError(
             f"{configuration.path}: certificate and key: cannot be used: {_reason(error)}"
         ) from None
+    return context
+
+
+@contextlib.contextmanager
+def _memory_file(text):
+    """The path of a file that is only in memory: ssl takes keys and lists from paths alone, and keys keep off disks."""
+    descriptor = os.memfd_create("pem", os.MFD_CLOEXEC)
+    try:
+        with open(descriptor, "wb", closefd=False) as stream:
+            stream.write(text.encode("ascii", "replace"))
+        yield f"/proc/self/fd/{descriptor}"
     finally:
         os.close(descriptor)
-    return context
 
 
 def _no_password():
@@ -63,12 +86,14 @@ class Handshake:
 
     sock: gevent's. context: of make_context. server_name: for the client, the name that the server's certificate must
     carry. All methods block cooperatively; the caller sets one deadline over all of them. They raise RemoteError for
-    what the peer did wrong and OSError for the socket.
+    what the peer did wrong and OSError for the socket. certificate: after authenticate, what a revocation list calls
+    the peer's.
     """
 
     def __init__(self, sock, context, server_name=None):
         self._socket = sock
         self._is_server = server_name is None
+        self.certificate = None
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(
             self._incoming, self._outgoing, server_side=self._is_server, server_hostname=server_name
@@ -83,6 +108,7 @@ class Handshake:
         if self._tls.selected_alpn_protocol() != handshake.ALPN:
             raise RemoteError("tls", f"the peer does not speak {handshake.ALPN}")
         try:
+            self.certificate = pki.issuer_and_serial(certificate)
             return pki.identity(certificate, "client" if self._is_server else "server")
         except pki.PKIError as error:
             raise RemoteError("certificate", f"the peer's certificate: {error}") from None

@@ -79,7 +79,7 @@ def setup():
         ("RestartPreventExitStatus", ["64 77 78"]),
         ("LimitCORE", ["0"]),
         ("MemorySwapMax", ["0"]),
-        ("ExecReload", None),
+        ("ExecReload", ["kill -HUP $MAINPID"]),
     ],
 )
 def test_unit(service, key, values):

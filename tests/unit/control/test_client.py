@@ -373,6 +373,24 @@ def test_addresses_that_the_device_refuses_stop_the_daemon(start):
     assert client.told[0] == "bulk0: address 10.86.0.2/24: no" and not client.workers.sent
 
 
+# revocation
+
+
+def test_connections_to_a_revoked_server_end(start):
+    client = start()
+    messages = attached(client, 2)
+    (certificate,) = {one.certificate for one in client._connections.values()}
+    client.revoke(client._context, {(certificate[0], certificate[1] + 1): None})
+    assert not client.workers.told("detach")
+    client.revoke(client._context, {certificate: None})
+    told = sorted((message["connection"], message["reason"]) for message in client.workers.told("detach"))
+    assert told == sorted((message["connection"], "refused") for message in messages)
+    ends(client, messages[0])
+    until(lambda: len(client.server.hellos) == 3)
+    gevent.sleep(0.05)
+    assert len(client.workers.told("attach")) == 2, "one that was under way gets no connection"
+
+
 # workers
 
 

@@ -489,6 +489,48 @@ def test_a_replaced_connection_is_told_to_close(site, server):
     assert [list(session.connections) for session in server._sessions] == [[again.number]]
 
 
+# revocation
+
+
+def certificates(server):
+    """{identity: what a revocation list calls the certificate of its session}."""
+    return {one.session.identity: one.certificate for one in server._sessions.connections.values()}
+
+
+def test_a_revoked_certificate_ends_its_session_and_no_other(site, server, caplog):
+    alice, bob = live(site, server), live(site, server, "bob")
+    more = live(site, server, joins=alice.welcome, index=1)
+    pending = admit(site, server, joins=alice.welcome, index=2)
+    revoked = certificates(server)["alice"]
+    server.revoke(server._context, {certificates(server)["bob"][0]: None, (None, revoked[1]): None})
+    assert not server.workers.told("detach")
+
+    server.revoke(server._context, {revoked: None})
+    told = [(message["connection"], message["reason"]) for message in server.workers.told("detach")]
+    assert told == [(one.number, "refused") for one in (alice, more, pending)]
+    assert Routes(message for _, message in server.workers.sent).sessions == {bob.message["session"]}
+    assert "session of alice ended: its certificate was revoked" in caplog.text
+    # What is still under way for it changes nothing, and nothing joins it any more.
+    server.established(pending.number)
+    closes(server, alice.number)
+    assert [session.identity for session in server._sessions] == ["bob"]
+    with pytest.raises(Refused, match="session"):
+        admit(site, server, joins=alice.welcome, index=3)
+
+
+def test_a_certificate_that_is_revoked_during_its_handshake_gets_no_connection(site, server, caplog):
+    first = live(site, server)
+    revoked = certificates(server)["alice"]
+    closes(server, first.number)
+    with shaken(connected(server.port), site.clients["alice"]) as shake:
+        shake.send(handshake.encode(HELLO))
+        shake.receive_message()
+        server.revoke(server._context, {revoked: None})
+        shake.finish()
+        until(lambda: "was revoked during the handshake" in caplog.text)
+    assert len(server.workers.told("attach")) == 1 and not server._sessions.connections
+
+
 # workers
 
 
