@@ -120,6 +120,18 @@ def or_auto(parse):
     return with_auto
 
 
+def early_drop(raw):
+    """START:RATE:FULL as three integers, or N as N:100:N: MaxStartups of sshd_config(5)."""
+    match = re.fullmatch(r"([0-9]{1,5})(?::([0-9]{1,3}):([0-9]{1,5}))?", raw)
+    start, rate, full = (int(one or 0) for one in match.groups()) if match else (0, 0, 0)
+    if match and match[2] is None:
+        rate, full = 100, start
+    if not (1 <= start <= full <= 10000 and 1 <= rate <= 100):
+        raise ValueError("START:RATE:FULL, connections, percent, connections, or one number of connections, "
+                         "from 1 to 10000, for example 64:30:256")
+    return start, rate, full
+
+
 def endpoint(raw):
     """HOST, HOST:PORT, [IPV6] or [IPV6]:PORT as (host, port)."""
     expected = "HOST[:PORT], with an IPv6 address in brackets, for example vpn.example.org:7443 or [2001:db8::1]:7443"
@@ -376,8 +388,15 @@ OPTIONS = (
            "a direction of a connection gets its next key after this many bytes"),
     Option("rekey-interval", duration(1, 86400), "15m", "SECONDS", "Timing",
            "a direction of a connection gets its next key after this time"),
-    Option("max-handshakes", integer(1, 10000, "handshakes"), "64", "N", "Limits",
-           "connections that may be unauthenticated at the same time; more wait to be accepted",
+    Option("max-handshakes", early_drop, "64:30:256", "START:RATE:FULL", "Limits",
+           "connections that may be unauthenticated at the same time: from START on one is dropped with a chance of "
+           "RATE percent, which grows to 100 at FULL",
+           role="server"),
+    Option("max-handshakes-per-source", integer(1, 10000, "handshakes"), "32", "N", "Limits",
+           "how many of these may come from one IPv4 address or IPv6 /64",
+           role="server"),
+    Option("penalty-max", duration(0, 86400), "10m", "SECONDS", "Limits",
+           "longest time for which a source whose handshakes keep failing is turned away; 0 turns nobody away",
            role="server"),
     Option("runtime-directory", path, None, "DIRECTORY", "Files",
            "where the status socket lives; default $RUNTIME_DIRECTORY of systemd, else /run/bulkvpnd/NAME"),

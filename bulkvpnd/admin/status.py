@@ -116,6 +116,10 @@ def _show_instance(report, console):
                   f"{sum(worker['restarts'] for worker in workers)} restarts")
     console.print("  drops    " + (", ".join(f"{cause} {count}" for cause, count in report["drops"].items() if count)
                                    or "none"))
+    if "listener" in report:
+        counts = dict(report["listener"])
+        console.print(f"  accept   {counts.pop('handshakes')} now, "
+                      + ", ".join(f"{cause.replace('_', ' ')} {count}" for cause, count in counts.items()))
     if not sessions:
         console.print("  [yellow]no session[/yellow]" if report["mode"] == "client" else "  no session")
     for session in sessions:

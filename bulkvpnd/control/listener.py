@@ -1,43 +1,79 @@
-"""Accepting connections, and no more at a time than can be looked after."""
+"""Accepting connections, and looking after them until they are authenticated.
 
+    accept --> admission: a place? --> silent: a descriptor and a watcher --first byte--> a greenlet, and TLS in it
+
+Whoever says nothing costs no more than that, and whoever has to go is reset, which leaves nothing in the kernel either.
+"""
+
+import dataclasses
 import errno
 import logging
 import socket
+import struct
+import time
 
 import gevent
-from gevent.lock import BoundedSemaphore
+from gevent import monkey
+from gevent.hub import get_hub
 from gevent.socket import wait_read
 
 from bulkvpnd.control import transport
+from bulkvpnd.protocol.errors import Refused, RemoteError
 
 log = logging.getLogger(__name__)
 
-BACKLOG = 512
-"""Connections that the kernel holds while max-handshakes are under way; net.core.somaxconn caps it (choice)."""
+BACKLOG = 4096
+"""Connections that the kernel holds until they are accepted; net.core.somaxconn caps it, and is as much (choice)."""
+ACCEPT_BATCH = 32
+"""Connections accepted in one go, before everything else has its turn (choice)."""
 ACCEPT_PAUSE = 0.1
 """Seconds after an error such as EMFILE; accepting again at once would only spin (choice)."""
+SWEEP_PERIOD = 0.25
+"""Seconds between two looks for silent connections whose time is up (choice)."""
+_READABLE = 1
+"""EV_READ of libev(3)."""
+_RESET = struct.pack("ii", 1, 0)
+"""struct linger, socket(7): close() resets the connection, and drops what is unsent."""
+
+# The plain socket for what has not said anything: gevent's brings two watchers of its own.
+_socket = monkey.get_original("socket", "socket")
+
+
+@dataclasses.dataclass(eq=False, slots=True)
+class _Silent:
+    """A connection that has said nothing yet. came: monotonic seconds."""
+
+    sock: _socket
+    address: tuple
+    came: float
+    watcher: object
 
 
 class Listener:
     """Listens on every configured address.
 
-    prepare(sock): sets options before listening. handle(sock, address): runs in a greenlet of its own and owns the
-    socket; whatever it raises ends there.
+    admission: control.admission.Admission. timeout: seconds from accept until handle has to be done. prepare(sock):
+    sets options before listening. handle(sock, address, place): authenticates and goes on from there, in a greenlet of
+    its own; whatever it raises ends there, and the socket is closed behind it.
     """
 
-    def __init__(self, addresses, max_handshakes, prepare, handle):
+    def __init__(self, addresses, admission, timeout, prepare, handle):
         self._addresses = addresses
-        self._slots = BoundedSemaphore(max_handshakes)
+        self._admission = admission
+        self._timeout = timeout
         self._prepare = prepare
         self._handle = handle
         self._sockets = []
         self._greenlets = []
+        self._silent = {}  # Place: _Silent
+        self._speaking = {}  # Place: (greenlet, socket)
 
     def start(self):
         """Raises OSError that names the address."""
         for host, port in self._addresses:
             for family, address in self._resolve(host, port):
-                sock = socket.socket(family, socket.SOCK_STREAM)
+                sock = _socket(family, socket.SOCK_STREAM)
+                sock.setblocking(False)
                 self._sockets.append(sock)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 if family == socket.AF_INET6:
@@ -51,6 +87,7 @@ class Listener:
                     raise type(error)(error.errno, f"listen = {transport.shown(address)}: {error.strerror}") from None
                 log.info("listening on %s", transport.shown(address))
         self._greenlets = [gevent.spawn(self._accept, sock) for sock in self._sockets]
+        self._greenlets.append(gevent.spawn(self._sweep))
 
     @staticmethod
     def _resolve(host, port):
@@ -65,35 +102,140 @@ class Listener:
             raise OSError(f"listen = {host}:{port}: {getattr(error, 'strerror', error)}") from None
         return dict.fromkeys((family, address) for family, _, _, _, address in found)
 
-    def _accept(self, sock):
-        while True:
-            # Somebody first, a slot for him then: one that waits for connections must not keep it from other addresses.
-            wait_read(sock.fileno())
-            self._slots.acquire()
-            try:
-                accepted, address = sock.accept()
-            except OSError as error:
-                self._slots.release()
-                if error.errno == errno.EBADF:
-                    return
-                # ECONNABORTED and EPROTO belong to a connection that died before it was taken, accept(2). Anything
-                # else, above all EMFILE, would be the same at once.
-                if error.errno not in (errno.ECONNABORTED, errno.EPROTO):
-                    log.warning("cannot accept: %s", error.strerror, extra={"limited": True})
-                    gevent.sleep(ACCEPT_PAUSE)
-                continue
-            gevent.spawn(self._serve, accepted, address)
+    # From accept to the first byte
 
-    def _serve(self, sock, address):
+    def _accept(self, sock):
+        family = sock.family
+        while True:
+            wait_read(sock.fileno())
+            for _ in range(ACCEPT_BATCH):
+                try:
+                    # What accept() is made of; that would make gevent's socket of it, once Python is patched.
+                    descriptor, address = sock._accept()
+                except BlockingIOError:
+                    break
+                except OSError as error:
+                    if error.errno == errno.EBADF:
+                        return
+                    # ECONNABORTED and EPROTO belong to a connection that died before it was taken, accept(2). Anything
+                    # else, above all EMFILE, would be the same at once.
+                    if error.errno not in (errno.ECONNABORTED, errno.EPROTO):
+                        log.warning("cannot accept: %s", error.strerror, extra={"limited": True})
+                        gevent.sleep(ACCEPT_PAUSE)
+                        break
+                else:
+                    self._take_in(_socket(family, socket.SOCK_STREAM, 0, descriptor), address)
+
+    def _take_in(self, sock, address):
+        now = time.monotonic()
+        place, victim, why = self._admission.arrive(address[0], now)
+        if why:
+            log.warning(_DROPPED[why], transport.shown(address),
+                        extra={"PEER": transport.shown(address), "REASON": why, "limited": True})
+        if victim:
+            self._drop(victim)
+        if place is None:
+            _reset(sock)
+            return
+        watcher = get_hub().loop.io(sock.fileno(), _READABLE)
+        self._silent[place] = _Silent(sock, address, now, watcher)
+        watcher.start(self._on_first_bytes, place)
+
+    def _on_first_bytes(self, place):
+        # In the hub, where nothing may wait.
+        silent = self._end_silence(place)
+        self._admission.speaks(place, time.monotonic())
+        # The same descriptor; only now it is worth a socket that can wait.
+        sock = socket.socket(silent.sock.family, socket.SOCK_STREAM, 0, silent.sock.detach())
+        greenlet = gevent.spawn(self._serve, sock, silent.address, silent.came, place)
+        self._speaking[place] = greenlet, sock
+
+    def _end_silence(self, place):
+        silent = self._silent.pop(place)
+        silent.watcher.stop()
+        silent.watcher.close()
+        return silent
+
+    def _drop(self, place):
+        """Ends a connection that has lost its place."""
+        if place in self._silent:
+            _reset(self._end_silence(place).sock)
+        elif place in self._speaking:
+            greenlet, sock = self._speaking.pop(place)
+            greenlet.kill(block=False)
+            # A greenlet that never ran would leave it open.
+            _reset(sock)
+
+    def _sweep(self):
+        """What says nothing until its time is up. Whoever speaks has a greenlet that looks at the clock."""
+        while True:
+            gevent.sleep(SWEEP_PERIOD)
+            now = time.monotonic()
+            for place in self._admission.overdue(now - self._timeout):
+                self._admission.leave(place)
+                silent = self._end_silence(place)
+                _reset(silent.sock)
+                self._turned_away(silent.address, place, "timeout", self._too_late())
+
+    # From the first byte on
+
+    def _serve(self, sock, address, came, place):
+        how = reason = None
         try:
-            self._handle(sock, address)
+            with sock, gevent.Timeout(max(0.0, came + self._timeout - time.monotonic())):
+                if not sock.recv(1, socket.MSG_PEEK):
+                    how, reason = "left", "the peer closed the connection during the handshake"
+                else:
+                    self._handle(sock, address, place)
+        except gevent.Timeout:
+            how, reason = "timeout", self._too_late()
+        except (RemoteError, Refused) as error:
+            how, reason = "failed", str(error)
+        except OSError as error:
+            how, reason = "left", error.strerror or "the socket failed"
         except Exception:
             log.exception("internal error with a connection from %s", transport.shown(address),
                           extra={"limited": True})
         finally:
-            self._slots.release()
+            self._speaking.pop(place, None)
+            self._admission.leave(place)
+        if how:
+            self._turned_away(address, place, how, reason)
+
+    def _too_late(self):
+        return "no complete handshake within %d s" % self._timeout
+
+    def _turned_away(self, address, place, how, reason):
+        peer = transport.shown(address)
+        log.warning("connection from %s turned away: %s", peer, reason,
+                    extra={"PEER": peer, "REASON": reason, "limited": True})
+        seconds = self._admission.failed(place, how, time.monotonic())
+        if seconds:
+            log.warning("nobody at the address of %s is answered for %.0f s, after repeated failures", peer, seconds,
+                        extra={"PEER": peer, "limited": True})
+
+    def status(self):
+        """How many are under way, and what became of the others."""
+        return {"handshakes": len(self._admission), **self._admission.counters}
 
     def stop(self):
         gevent.killall(self._greenlets, block=False)
+        for place in list(self._silent):
+            self._admission.leave(place)
+            self._drop(place)
         for sock in self._sockets:
             sock.close()
+
+
+_DROPPED = {
+    "crowded": "too many connections are not authenticated: dropped one, as %s came",
+    "source_full": "too many connections of one address are not authenticated: dropped one, as %s came",
+    "penalised": "connection from %s dropped: repeated failures from there",
+}
+
+
+def _reset(sock):
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    finally:
+        sock.close()

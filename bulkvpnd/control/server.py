@@ -14,6 +14,7 @@ import time
 import gevent
 
 from bulkvpnd.control import tls, transport
+from bulkvpnd.control.admission import Admission, Pace
 from bulkvpnd.control.listener import Listener
 from bulkvpnd.control.pool import Pool
 from bulkvpnd.control.session import Sessions
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 
 PENDING_SECONDS = 5.0
 """Seconds that a connection may wait for its first authentic frame (choice)."""
+PACE_PAUSE = 1.0
+"""Seconds that a client waits for the answer when its identity makes connections too often (choice)."""
 
 
 class Server:
@@ -48,7 +51,11 @@ class Server:
         self.on_change = lambda: None
         self._pool = Pool((configuration.pool_ipv4, configuration.pool_ipv6),
                           configuration.state_directory / "leases.json")
-        self._listener = Listener(configuration.listen, configuration.max_handshakes, self._prepare, self._handle)
+        self._admission = Admission(*configuration.max_handshakes, configuration.max_handshakes_per_source,
+                                    configuration.penalty_max)
+        self._pace = Pace()
+        self._listener = Listener(configuration.listen, self._admission, configuration.handshake_timeout,
+                                  self._prepare, self._admit)
         self._sessions = None
 
     def start(self):
@@ -68,30 +75,19 @@ class Server:
 
     # One connection, from accept to its worker
 
-    def _handle(self, sock, address):
+    def _admit(self, sock, address, place):
         peer = transport.shown(address)
-        try:
-            with sock, gevent.Timeout(self._configuration.handshake_timeout):
-                self._admit(sock, peer, address[0])
-        except gevent.Timeout:
-            self._turned_away(peer, "no complete handshake within %d s" % self._configuration.handshake_timeout)
-        except (RemoteError, Refused) as error:
-            self._turned_away(peer, str(error))
-        except OSError as error:
-            self._turned_away(peer, error.strerror or "the socket failed")
-
-    @staticmethod
-    def _turned_away(peer, reason):
-        log.warning("connection from %s turned away: %s", peer, reason,
-                    extra={"PEER": peer, "REASON": reason, "limited": True})
-
-    def _admit(self, sock, peer, source):
         shake = tls.Handshake(sock, self._context)
         identity = shake.authenticate()
+        self._admission.authenticated(place, time.monotonic())
         hello_body = shake.receive_message()
         try:
+            if not self._pace.allows(identity, time.monotonic()):
+                # It keeps its place meanwhile, and there are few for one source: so it cannot come back at once.
+                gevent.sleep(PACE_PAUSE)
+                raise Refused("busy", "too many handshakes of this identity")
             hello = handshake.Hello.decode(hello_body)
-            session = self._session_for(identity, hello, source)
+            session = self._session_for(identity, hello, address[0])
         except Refused as refused:
             log.info("%s from %s refused: %s", identity, peer, refused,
                      extra={"IDENTITY": identity, "PEER": peer, "REASON": refused.reason, "limited": True})
@@ -319,6 +315,7 @@ class Server:
         return {
             "addresses": [str(interface) for interface in self._pool.server_interfaces],
             "listen": [transport.shown(address) for address in self._configuration.listen],
+            "listener": self._listener.status(),
             "sessions": [
                 {
                     "identity": session.identity,

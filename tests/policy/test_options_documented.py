@@ -40,8 +40,9 @@ def documented_options():
 
 
 def metavar(macros):
-    """An item's value as a reader sees it: Ar ADDRESS Ns Op : Ns Ar PORT -> ADDRESS[:PORT]."""
+    """An item's value as a reader sees it: Ar ADDRESS Ns Op : Ns Ar PORT -> ADDRESS[:PORT], Ar A : Ns Ar B -> A:B."""
     macros = re.sub(r"Ns Op : Ns Ar (\S+)", r"[:\1]", macros).replace(" [", "[")
+    macros = re.sub(r" : Ns Ar (\S+)", r":\1", macros)
     return re.sub(r"\b(Ar|Cm) ", "", macros).replace(" | ", "|")
 
 

@@ -87,6 +87,7 @@ def test_windows_line_ends(file):
         ("check = yes", ":1: check: unknown option"),
         ("= 3", ":1: : unknown option"),
         ("mtu = 1500\n\nmtu = 1500", ":3: mtu: given twice, first on line 1; keep one of them"),
+        ("max-handshakes = 9:8", ":1: max-handshakes = 9:8: should be START:RATE:FULL, connections, percent"),
         ("mode = both", ":1: mode = both: should be one of: server, client"),
         ("offload = true", ":1: offload = true: should be yes or no"),
         ("workers = many", ":1: workers = many: should be auto, or a whole number of processes from 1 to 64"),
@@ -372,6 +373,10 @@ def test_every_default_is_a_value_and_every_help_says_it(option):
         (config.duration(1, 100000), {"1": 1, "5s": 5, "2 m": 120, "1h": 3600, "1d": 86400},
          ["0", "-1", "2d", "1.5", "1ms", "m", "١"]),
         (config.size(1, 1 << 30), {"1": 1, "2K": 2048, "1M": 1 << 20, "1G": 1 << 30}, ["0", "2G", "1k", "1KB", "K"]),
+        (config.early_drop, {"64:30:256": (64, 30, 256), "7": (7, 100, 7), "1:1:1": (1, 1, 1), "9:100:10000":
+                             (9, 100, 10000)},
+         ["", "0", "10001", "5:30:4", "0:30:4", "5:0:6", "5:101:6", "5:30:10001", "5:30", "5::6", "5:30:6:7", "-1",
+          "5 :30:6", "5:30:6\n", "١"]),
         (config.boolean, {"yes": True, "no": False}, ["", "YES", "1"]),
         (config.or_auto(config.integer(1, 9)), {"auto": None, "9": 9}, ["Auto", "10", "9\n", " 9", "+9", "9" * 99]),
         (config.device_name, {"bulk%d": "bulk%d", "a" * 15: "a" * 15, "a" * 13 + "%d": "a" * 13 + "%d"},

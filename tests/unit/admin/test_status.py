@@ -16,6 +16,7 @@ REPORT = {
     "offload": ["csum", "tso"], "addresses": ["10.86.0.1/24"], "listen": ["[::]:7443"],
     "workers": [{"index": 0, "alive": True, "restarts": 1}, {"index": 1, "alive": False, "restarts": 0}],
     "drops": {"no_session": 3, "queue_full": 0},
+    "listener": {"handshakes": 2, "admitted": 9, "source_full": 4},
     "sessions": [{
         "identity": "alice", "session": 1, "addresses": ["10.86.0.2"], "cipher": "aes-256-gcm", "offload": [],
         "age": 1, "connections": [
@@ -126,13 +127,15 @@ def test_the_table():
     text = shown(REPORT)
     for part in ("server", "process 7", "bulk0 10.86.0.1/24", "csum tso", "1 of 2 alive, 1 restarts", "no_session 3",
                  "alice", "10.86.0.2", "aes-256-gcm", "peer without offload", "[2001:db8::2]:4711", "1d 1h", "0.8 ms",
-                 "1.5 KiB", "3.0 GiB", "1,234,567"):  # fmt: skip
+                 "accept   2 now, admitted 9, source full 4", "1.5 KiB", "3.0 GiB", "1,234,567"):  # fmt: skip
         assert part in text, part
     assert "queue_full" not in text
 
 
 def test_a_client_without_a_session():
-    text = shown({**REPORT, "mode": "client", "sessions": [], "addresses": [], "offload": [], "drops": {}})
+    report = {**REPORT, "mode": "client", "sessions": [], "addresses": [], "offload": [], "drops": {}}
+    text = shown({name: value for name, value in report.items() if name != "listener"})
+    assert "accept" not in text
     for part in ("no session", "no address yet", "offload  none", "drops    none"):
         assert part in text
 

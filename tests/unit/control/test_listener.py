@@ -1,5 +1,6 @@
-"""control.listener over loopback: how many at a time, out of descriptors, both families, and clear errors."""
+"""control.listener over loopback: who is let in and who goes, out of descriptors, both families, and clear errors."""
 
+import gc
 import resource
 import time
 from socket import has_dualstack_ipv6
@@ -10,7 +11,10 @@ from doubles import connected, free_port, until
 from gevent import socket
 from gevent.event import Event
 
+from bulkvpnd.control import admission as admission_module
+from bulkvpnd.control.admission import Admission
 from bulkvpnd.control.listener import Listener
+from bulkvpnd.protocol.errors import RemoteError
 
 
 class Handle:
@@ -19,22 +23,48 @@ class Handle:
     def __init__(self):
         self.busy = []
         self.served = 0
+        self.ended = 0
         self.go = Event()
 
-    def __call__(self, sock, address):
-        with sock:
-            self.busy.append(address)
+    def __call__(self, sock, address, place):
+        assert sock.recv(1)  # what stays unread would make a reset of the end
+        self.busy.append(address)
+        try:
             self.go.wait()
-            self.busy.remove(address)
             self.served += 1
+        finally:
+            self.busy.remove(address)
+            self.ended += 1
+
+
+def living_greenlets():
+    gc.collect()
+    return sum(isinstance(one, gevent.Greenlet) and not one.dead for one in gc.get_objects())
+
+
+def connecting(port, host="127.0.0.1"):
+    """A client that has begun to speak."""
+    sock = connected(port, host)
+    sock.sendall(b"x")
+    return sock
+
+
+def is_reset(sock):
+    """Whether the other end resets the connection; False if it ends it in order."""
+    try:
+        return bool(sock.recv(1)) and None
+    except ConnectionResetError:
+        return True
 
 
 @pytest.fixture
 def listen():
     listeners = []
 
-    def start(*addresses, max_handshakes=64, handle=None, prepare=lambda sock: None):
-        listener = Listener(addresses, max_handshakes, prepare, handle or Handle())
+    def start(*addresses, places=(64, 100, 64), per_source=64, penalty_max=0, timeout=10, handle=None,
+              prepare=lambda sock: None):
+        admission = Admission(*places, per_source, penalty_max)
+        listener = Listener(addresses, admission, timeout, prepare, handle or Handle())
         listeners.append(listener)
         listener.start()
         return listener
@@ -44,39 +74,116 @@ def listen():
         listener.stop()
 
 
-def test_no_more_at_a_time_than_max_handshakes(listen):
+def test_who_says_nothing_has_no_greenlet_and_is_reset_at_the_deadline(listen, caplog):
     port, handle = free_port(), Handle()
-    listen(("127.0.0.1", port), max_handshakes=3, handle=handle)
-    clients = [connected(port) for _ in range(8)]
-    until(lambda: len(handle.busy) == 3)
-    gevent.sleep(0.02)
-    assert len(handle.busy) == 3
-    # The others wait with the kernel, and each gets its turn.
-    handle.go.set()
-    until(lambda: handle.served == 8)
-    for client in clients:
+    listener = listen(("127.0.0.1", port), timeout=0.5, handle=handle)
+    begun, greenlets = time.monotonic(), living_greenlets()
+    clients = [connected(port) for _ in range(20)]
+    until(lambda: listener.status()["handshakes"] == 20)
+    assert living_greenlets() == greenlets and not handle.busy
+    assert all(is_reset(client) for client in clients)
+    assert 0.4 < time.monotonic() - begun < 2
+    assert listener.status()["handshakes"] == 0 and listener.status()["failed"] == 20
+    assert caplog.text.count("turned away: no complete handshake within 0 s") == 20
+
+
+def test_the_deadline_counts_from_accept_and_not_from_the_first_byte(listen):
+    port, handle = free_port(), Handle()
+    listen(("127.0.0.1", port), timeout=1, handle=handle)
+    begun = time.monotonic()
+    with connected(port) as client:
+        gevent.sleep(0.7)  # time itself is what is tested
+        client.sendall(b"x")
+        until(lambda: handle.busy)
+        assert client.recv(1) == b""
+    assert 0.9 < time.monotonic() - begun < 1.5
+
+
+def test_the_first_byte_is_still_there_for_the_handler(listen):
+    port, seen = free_port(), []
+    listen(("127.0.0.1", port), handle=lambda sock, address, place: seen.append((sock.recv(9), address[0])))
+    with connecting(port) as client:
+        client.recv(1)
+    assert seen == [(b"x", "127.0.0.1")]
+
+
+def test_who_leaves_without_a_word_never_reaches_the_handler(listen, caplog):
+    port, handle = free_port(), Handle()
+    listener = listen(("127.0.0.1", port), handle=handle)
+    connected(port).close()
+    until(lambda: listener.status()["failed"] == 1)
+    assert handle.served == 0 and "the peer closed the connection during the handshake" in caplog.text
+
+
+def test_a_crowd_of_the_silent_keeps_nobody_out(listen):
+    port, handle = free_port(), Handle()
+    listener = listen(("127.0.0.1", port), places=(4, 100, 4), handle=handle)
+    crowd = [connected(port) for _ in range(4)]
+    until(lambda: listener.status()["handshakes"] == 4)
+    for _ in range(3):
+        with connecting(port) as client:
+            until(lambda: handle.busy, "it is served")
+            handle.go.set()
+            assert client.recv(1) == b""
+            handle.go.clear()
+    # One for one, and who was longest silent first.
+    assert is_reset(crowd[0])
+    assert listener.status() == {"handshakes": 3, "admitted": 7, "crowded": 1, "source_full": 0, "penalised": 0,
+                                 "failed": 0}
+    for client in crowd:
         client.close()
 
 
-def test_an_address_without_callers_keeps_no_slot_from_the_others(listen):
-    ports, handle = [free_port() for _ in range(3)], Handle()
+def test_who_speaks_is_left_in_peace_and_the_newcomer_is_dropped(listen):
+    port, handle = free_port(), Handle()
+    listen(("127.0.0.1", port), places=(3, 100, 3), handle=handle)
+    clients = [connecting(port) for _ in range(3)]
+    until(lambda: len(handle.busy) == 3)
+    assert is_reset(connected(port))
     handle.go.set()
-    listen(*(("127.0.0.1", port) for port in ports), max_handshakes=1, handle=handle)
-    for port in ports[::-1] + ports:
-        with connected(port) as sock:
-            assert sock.recv(1) == b""
-    assert handle.served == 6
+    assert [client.recv(1) for client in clients] == [b""] * 3
+    assert handle.served == 3
+
+
+def test_who_speaks_for_too_long_loses_its_place(listen, monkeypatch):
+    monkeypatch.setattr(admission_module, "PATIENCE", 0.0)
+    port, handle = free_port(), Handle()
+    listener = listen(("127.0.0.1", port), places=(2, 100, 2), handle=handle)
+    clients = [connecting(port) for _ in range(2)]
+    until(lambda: len(handle.busy) == 2)
+    with connecting(port) as newcomer:
+        assert is_reset(clients[0])
+        until(lambda: handle.ended == 1, "the greenlet of who was dropped has ended")
+        handle.go.set()
+        assert newcomer.recv(1) == clients[1].recv(1) == b""
+    assert handle.served == 2 and listener.status()["failed"] == 0
+
+
+def test_failures_add_up_to_a_penalty(listen, caplog):
+    def fail(sock, address, place):
+        sock.recv(1)
+        raise RemoteError("tls", "no TLS at all")
+
+    port = free_port()
+    listener = listen(("127.0.0.1", port), penalty_max=600, handle=fail)
+    for _ in range(4):
+        with connecting(port) as client:
+            client.recv(1)
+    until(lambda: "nobody at the address of" in caplog.text)
+    with connected(port) as client:
+        assert is_reset(client)
+    assert listener.status()["failed"] == 4 and listener.status()["penalised"] == 1
 
 
 def test_whatever_the_handler_raises_ends_there(listen, caplog):
-    def fail(sock, address):
-        with sock:
-            raise RuntimeError("a bug of ours")
+    def fail(sock, address, place):
+        sock.recv(1)
+        raise RuntimeError("a bug of ours")
 
     port = free_port()
-    listen(("127.0.0.1", port), max_handshakes=1, handle=fail)
+    listen(("127.0.0.1", port), places=(1, 100, 1), handle=fail)
     for _ in range(3):
-        with connected(port) as sock:
+        with connecting(port) as sock:
             assert sock.recv(1) == b""
     assert caplog.text.count("internal error with a connection from 127.0.0.1:") == 3
     assert all(record.limited for record in caplog.records)
@@ -91,6 +198,7 @@ def test_out_of_descriptors_it_pauses_and_then_goes_on(listen, caplog):
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, limit[1]))
     try:
         client.connect(("127.0.0.1", port))
+        client.sendall(b"x")
         used, begun = time.process_time(), time.monotonic()
         until(lambda: caplog.text.count("cannot accept") == 3)
         # Two pauses between three tries, in which it does nothing.
@@ -111,7 +219,7 @@ def test_one_line_listens_on_both_families(listen, host):
     handle.go.set()
     listen((host, port), handle=handle)
     for address in ("127.0.0.1", "::1"):
-        with connected(port, address) as sock:
+        with connecting(port, address) as sock:
             assert sock.recv(1) == b""
     assert handle.served == 2
 
