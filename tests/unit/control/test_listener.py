@@ -263,7 +263,10 @@ def test_a_port_that_is_taken_is_named(listen):
 def test_stop_closes_and_serves_nobody_more(listen):
     port, handle = free_port(), Handle()
     listener = listen(("127.0.0.1", port), handle=handle)
+    silent = connected(port)
+    until(lambda: listener.status()["handshakes"] == 1)
     listener.stop()
+    assert is_reset(silent)
     with pytest.raises(ConnectionRefusedError):
         connected(port)
     assert not handle.busy

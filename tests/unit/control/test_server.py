@@ -19,7 +19,9 @@ from gevent import socket
 
 from bulkvpnd import service
 from bulkvpnd.control import server as server_module
+from bulkvpnd.control.admission import Pace
 from bulkvpnd.control.server import Server
+from bulkvpnd.control.session import PENDING_MAX
 from bulkvpnd.control.tls import make_context
 from bulkvpnd.protocol import handshake, keys
 from bulkvpnd.protocol.errors import Refused, RemoteError
@@ -216,6 +218,59 @@ def test_refuse_names_the_reason_and_changes_nothing(site, start, caplog, case):
     assert (record.IDENTITY, record.REASON, record.limited) == (who, reason, True)
     assert state(server) == before
     live(site, server, joins=first.welcome, index=1)
+
+
+def test_an_identity_that_connects_too_often_waits_and_is_refused_and_others_are_not(site, server, monkeypatch):
+    monkeypatch.setattr(server_module, "PACE_PAUSE", 0.2)
+    server._pace = Pace(burst=2, rate=0)
+    first = live(site, server)
+    live(site, server, joins=first.welcome, index=1)
+    before, begun = state(server), time.monotonic()
+    with pytest.raises(Refused, match="busy"):
+        admit(site, server, joins=first.welcome, index=2)
+    assert time.monotonic() - begun >= 0.2
+    # It keeps its place while it waits, so a source cannot have more of these than places.
+    sock = connected(server.port)
+    with shaken(sock, site.clients["alice"]) as shake:
+        shake.send(handshake.encode(HELLO))
+        until(lambda: server.status({})["listener"]["handshakes"] == 1)
+    assert state(server)[:2] == before[:2]
+    live(site, server, "bob")
+
+
+def test_what_others_have_is_not_in_the_reach_of_a_client(site, server):
+    """Every way to become a connection that replaces another: only that of the same session does."""
+    alice = [live(site, server)]
+    alice += [live(site, server, joins=alice[0].welcome, index=index) for index in (1, 2, 3)]
+    bob = live(site, server, "bob")
+    for index in range(4):
+        with contextlib.suppress(Refused):
+            live(site, server, "bob", joins=alice[0].welcome, index=index)
+        with contextlib.suppress(Refused):
+            live(site, server, "bob", joins=bob.welcome, index=index)
+        with contextlib.suppress(Refused):
+            live(site, server, "bob", index=index)
+    # What a worker might report of connections that are not there changes nothing either.
+    server.established(10**6)
+    assert not {one.number for one in alice} & {one["connection"] for one in server.workers.told("detach")}
+    shown = {session["identity"]: session for session in server.status({})["sessions"]}
+    assert [one["index"] for one in shown["alice"]["connections"]] == [0, 1, 2, 3]
+    assert len(shown["bob"]["connections"]) == 1
+
+
+def test_no_client_has_more_sessions_and_connections_than_its_bounds(site, server):
+    """Sessions that wait for their first frame, and connections of one that do: see PENDING_MAX."""
+    waiting = []
+    for _ in range(20):
+        with contextlib.suppress(Refused):
+            waiting.append(admit(site, server))
+    assert len(waiting) == PENDING_MAX and len(list(server._sessions)) == PENDING_MAX
+    server.established(waiting[0].number)
+    for number in range(30):
+        with contextlib.suppress(Refused):
+            admit(site, server, joins=waiting[0].welcome, index=number % 4)
+    assert len(server._sessions.connections) == 1 + PENDING_MAX - 1 + HELLO.connections + PENDING_MAX
+    live(site, server, "bob")
 
 
 def raw_message(body):
