@@ -1,0 +1,242 @@
+"""One function for each parser of what others wrote: it takes any bytes, and raises only if the parser is wrong.
+
+Each catches the error that its parser may answer with; every other one is a finding, and so is an answer that does not
+hold what the parser promises. Nothing here needs the fuzzer: test_fuzz.py runs the corpus through the same functions.
+"""
+
+import collections
+import contextlib
+import datetime
+import functools
+import io
+import ipaddress
+import json
+import logging
+import pathlib
+import shutil
+import socket
+import tempfile
+
+from bulkvpnd import config, pki, workerlink
+from bulkvpnd.control import pool, tls
+from bulkvpnd.protocol import frame, handshake, packet
+from bulkvpnd.protocol.errors import Refused, RemoteError
+
+LIMIT = 128 * 1024
+"""Bytes of payload that both ends agreed on."""
+
+
+@functools.cache
+def scratch():
+    """A folder for the parsers that take a file; `clean` removes it."""
+    return pathlib.Path(tempfile.mkdtemp(prefix="bulkvpnd-fuzz-"))
+
+
+def clean():
+    shutil.rmtree(scratch())
+    scratch.cache_clear()
+    _context.cache_clear()
+
+
+def header(data):
+    """The header of a bulk frame."""
+    if len(data) < frame.HEADER_SIZE:
+        return
+    try:
+        kind, size = frame.unpack_header(data, 0, LIMIT)
+    except RemoteError as error:
+        assert error.reason in ("type", "length")
+        return
+    assert kind in frame.TYPES and 0 <= size - frame.TAG_SIZE <= LIMIT
+    assert frame.pack_header(kind, size - frame.TAG_SIZE) == data[: frame.HEADER_SIZE]
+
+
+def close(data):
+    """The payload of a CLOSE frame."""
+    assert frame.close_reason(memoryview(data)) in (*frame.CLOSE_REASONS, "unknown")
+
+
+_SOURCES = {bytes((10, 9, 0, 2)), bytes((0xFD, *bytes(14), 2))}
+
+
+def payload(data):
+    """The payload of a DATA frame, and what is done with each packet of it. The first byte says what was agreed."""
+    if not data:
+        return
+    offloads = [name for bit, name in enumerate(packet.OFFLOADS) if data[0] >> bit & 1]
+    sources = _SOURCES if data[0] & 8 else None
+    drops = collections.Counter()
+    view = memoryview(data[1:])
+    try:
+        spans, segments = packet.inspect(view, len(view), offloads, sources, drops)
+    except RemoteError as error:
+        assert error.reason in ("length", "vnet")
+        return
+    assert set(drops) <= {"not_ip", "ip_length", "foreign_source"}
+    assert len(spans) <= segments <= len(spans) * packet.TCP_SEGMENTS_MAX
+    end = 0
+    for start, next_end in spans:
+        assert end + frame.LENGTH_SIZE <= start < next_end <= len(view)
+        end = next_end
+        ip = start + packet.VNET_SIZE
+        if sources:
+            address = view[ip + 12 : ip + 16] if view[ip] >> 4 == 4 else view[ip + 8 : ip + 24]
+            assert address in sources
+        assert 0 <= packet.flow_hash(view, ip, end) < 1 << 32
+
+
+def outbound(data):
+    """A packet of this machine: any program may have written it."""
+    buffer = bytearray(data)
+    if not buffer:
+        return
+    assert 0 <= packet.flow_hash(buffer, 0, len(buffer)) < 1 << 32
+    if buffer[0] >> 4 == 4 and len(buffer) >= 20 or buffer[0] >> 4 == 6 and len(buffer) >= 40:
+        packet.mark_congestion(buffer, 0)
+        assert len(buffer) == len(data)
+
+
+def hello(data):
+    _message(handshake.Hello, data)
+
+
+def welcome(data):
+    _message(handshake.Welcome, data)
+
+
+def _message(kind, data):
+    try:
+        message = kind.decode(data)
+    except RemoteError as error:
+        assert error.reason == "handshake" and str(error).isprintable()
+        return
+    except Refused as error:
+        assert error.reason in handshake.REFUSALS
+        return
+    encoded = handshake.encode(message)
+    assert kind.decode(encoded[handshake.PREFIX_SIZE :]) == message
+
+
+def prefix(data):
+    """The length in front of HELLO and WELCOME."""
+    with contextlib.suppress(RemoteError):
+        assert 2 <= handshake.message_size(data[: handshake.PREFIX_SIZE]) <= handshake.MESSAGE_MAX
+
+
+class _Peer:
+    """A socket whose other end sent `data` and nothing more."""
+
+    def __init__(self, data):
+        self._data = data
+
+    def recv(self, size):
+        part, self._data = self._data[:size], self._data[size:]
+        return part
+
+    def sendall(self, data):
+        assert len(data) <= 1 << 20
+
+
+def stranger(data):
+    """A connection of somebody who has no certificate, up to the end of the handshake."""
+    connection = tls.Handshake(_Peer(data), _context())
+    try:
+        name = connection.authenticate()
+    except (RemoteError, OSError) as error:
+        assert str(error).isprintable()
+    else:
+        raise AssertionError(f"authenticated as {name}")
+
+
+@functools.cache
+def _context():
+    """The context of a server whose authority has never signed another certificate."""
+    now = datetime.datetime.now(datetime.timezone.utc)
+    ca, ca_key = pki.create_authority("fuzz", now, 1)
+    own, own_key = pki.issue(ca, ca_key, "server", "server", now, 1)
+    blocks = {"ca": ca, "certificate": own, "key": own_key}
+    file = scratch() / "server.conf"
+    file.write_text("mode = server\npool-ipv4 = 10.9.0.0/24\n" + "".join(
+        f"<{name}>\n{text}</{name}>\n" for name, text in blocks.items()
+    ))
+    file.chmod(0o600)
+    return tls.make_context(config.load(["--config", str(file)])[0])
+
+
+def certificate(data):
+    """The certificate of a peer, first byte: which role it must have."""
+    if not data:
+        return
+    try:
+        name = pki.identity(data[1:], "server" if data[0] & 1 else "client")
+    except pki.PKIError as error:
+        assert str(error).isprintable()
+        return
+    assert config.NAME.fullmatch(name)
+
+
+def configuration(data):
+    """A configuration file, as the administrator wrote it."""
+    parser = config.FileParser()
+    parser.name = "fuzz.conf"
+    try:
+        items = parser.parse(io.StringIO(data.decode("utf-8", "surrogateescape")))
+        for name, value in items.items():
+            for one in value if isinstance(value, list) else [value]:
+                config.BY_NAME[name].parse(one)
+    except config.ConfigurationError as error:
+        assert str(error).isprintable() and str(error).startswith("fuzz.conf:")
+        return
+    except ValueError as error:
+        assert str(error).isprintable()
+        return
+    # All of it, which takes ten times as long, only for what may be right.
+    file = scratch() / "fuzz.conf"
+    file.write_bytes(data)
+    file.chmod(0o600)
+    try:
+        loaded, _ = config.load(["--config", str(file)])
+    except config.ConfigurationError as error:
+        assert str(error).isprintable() and str(error).startswith(str(file))
+        return
+    assert loaded.mode in ("server", "client")
+
+
+def leases(data):
+    """The file of leases."""
+    file = scratch() / "leases.json"
+    file.write_bytes(data)
+    networks = (ipaddress.ip_network("10.9.0.0/29"), ipaddress.ip_network("fd09::/64"))
+    kept = pool.Pool(networks, file)
+    given = [kept.lease(f"client{number}")[4] for number in range(5)]
+    assert len(set(given)) == 5 and not set(given) & {kept.server_interfaces[0]}
+
+
+def worker(data):
+    """A message on the link between main process and worker."""
+    link, theirs = workerlink.WorkerLink.pair()
+    try:
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * workerlink.MESSAGE_MAX)
+        theirs.send(data[: workerlink.MESSAGE_MAX])
+        with contextlib.suppress(workerlink.LinkClosed):
+            message, descriptors = link.receive()
+            assert not descriptors and json.loads(data) == message or message != message
+    finally:
+        theirs.close()
+        link.close()
+
+
+def planted(data):
+    """Not a parser: a bug that the fuzzer must find, or it finds nothing."""
+    if data[:1] == b"b" and data[1:2] == b"u" and data[2:3] == b"g":
+        raise ValueError("found")
+
+
+TARGETS = {
+    function.__name__: function
+    for function in (
+        header, close, payload, outbound, hello, welcome, prefix, stranger, certificate, configuration, leases, worker,
+    )
+}  # fmt: skip
+
+logging.disable(logging.CRITICAL)
