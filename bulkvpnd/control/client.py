@@ -42,6 +42,9 @@ class Client:
     before start. on_change(): called when carries() may have changed.
     """
 
+    isolation = None
+    """Its one session may send anywhere; the server decides where that goes."""
+
     def __init__(self, configuration, context, tun, ciphers, on_ready, on_failure):
         self._configuration = configuration
         self._context = context
@@ -305,7 +308,7 @@ class Client:
     # What workers are told
 
     def _described(self):
-        return {"session": SESSION_NUMBER, "addresses": [], "any_address": True}
+        return {"session": SESSION_NUMBER, "addresses": [], "any_address": True, "networks": []}
 
     def _session_message(self):
         workers = sorted({one.worker for one in self._connections.values() if one.is_live})

@@ -129,7 +129,7 @@ class Main:
         role = _ROLES[configuration.mode](configuration, self._revocations.context, self._tun,
                                           ciphers.offer(configuration), self._on_ready, self._on_failure)
         role.changes = changes
-        workers = role.workers = Workers(self._tun, configuration.frame_size, role)
+        workers = role.workers = Workers(self._tun, configuration.frame_size, role, role.isolation)
         undo.callback(workers.stop)
         workers.start()
         multipath = Multipath(configuration.multipath, self._tun.name, directory, role, changes.ledger)

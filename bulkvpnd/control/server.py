@@ -58,6 +58,14 @@ class Server:
                                   self._prepare, self._admit)
         self._sessions = None
 
+    @property
+    def isolation(self):
+        """Where workers let no client's packets go: to other clients. None if they may."""
+        if self._configuration.client_to_client:
+            return None
+        own = self._pool.server_interfaces
+        return {"networks": [str(one.network) for one in own], "exempt": [str(one.ip) for one in own]}
+
     def start(self):
         """Raises OSError or LinkError."""
         configuration = self._configuration
@@ -350,6 +358,7 @@ def _described(session):
         "session": session.number,
         "addresses": [interface.ip.packed.hex() for interface in session.interfaces.values()],
         "any_address": False,
+        "networks": [],
     }
 
 

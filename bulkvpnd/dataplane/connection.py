@@ -414,7 +414,7 @@ class Connection:
             worker.established(self)
         if kind == frame.DATA:
             spans, segments = packet.inspect(
-                worker.scratch_read, size, self._offloads, self.session.sources, worker.drops
+                worker.scratch_read, size, self._offloads, self.session.verdicts, worker.drops
             )
             refused = worker.queue.write_batch(worker.scratch_read, spans)
             if refused:

@@ -4,7 +4,7 @@
                   | miss
                   v
            destination address --> session --> rendezvous over its live connections in this worker
-                                          '--> none here: a sibling worker that has one
+           or else its networks           '--> none here: a sibling worker that has one
                                           '--> none anywhere: dropped and counted
 
 Whatever a packet is routed to is a lane, which names its `sink`: that has append(batch, lanes, first, stop) for the
@@ -16,24 +16,112 @@ from bulkvpnd.protocol.packet import VNET_SIZE, flow_hash, rendezvous
 MEMO_MAX = 16384
 """Flows remembered; then the memo starts anew (choice: 2 MiB at most)."""
 
+VERDICTS_MAX = 1024
+"""Pairs of addresses remembered for a session; then it starts anew (choice: 150 KiB for a peer that makes them up)."""
+
 _TRANSPORT = frozenset((6, 17))
+
+
+class Prefixes:
+    """Values by network; the longest prefix that holds an address counts."""
+
+    def __init__(self, items=()):
+        # {bytes of an address: {bits of the host part: {network without them: value}}}, longest prefix first
+        self._tables = {4: {}, 16: {}}
+        for network, value in items:
+            self.add(network, value)
+
+    def __bool__(self):
+        return any(self._tables.values())
+
+    @staticmethod
+    def _place(network):
+        """network: of ipaddress. Returns (bytes of an address, bits of the host part, the rest as a number)."""
+        bits = network.max_prefixlen - network.prefixlen
+        return network.max_prefixlen // 8, bits, int(network.network_address) >> bits
+
+    def add(self, network, value):
+        size, bits, key = self._place(network)
+        table = self._tables[size]
+        table.setdefault(bits, {})[key] = value
+        self._tables[size] = {bits: table[bits] for bits in sorted(table)}
+
+    def discard(self, network, value):
+        """Takes the network out, if `value` is what it has."""
+        size, bits, key = self._place(network)
+        values = self._tables[size].get(bits, {})
+        if values.get(key) is value:
+            del values[key]
+            if not values:
+                del self._tables[size][bits]
+
+    def find(self, address):
+        """The value of the longest prefix that holds `address`, bytes of 4 or 16; None if there is none."""
+        number = int.from_bytes(address, "big")
+        for bits, values in self._tables[len(address)].items():
+            value = values.get(number >> bits)
+            if value is not None:
+                return value
+        return None
+
+
+class Isolation:
+    """Where packets of clients may not go: to other clients. networks: theirs. exempt: addresses in them that may be
+    reached, the server's own, bytes of 4 or 16 each."""
+
+    def __init__(self, networks, exempt):
+        self._prefixes = Prefixes((network, True) for network in networks)
+        self._exempt = exempt
+
+    def forbids(self, destination):
+        return destination not in self._exempt and self._prefixes.find(destination) is not None
+
+
+class Verdicts(dict):
+    """What becomes of a packet by its addresses: {(source, destination): why it is dropped, or None}.
+
+    Each pair is judged once and then remembered, so that the check of every packet is one look-up of a dictionary,
+    whatever there is to check. addresses: the peer's own, bytes of 4 or 16 each. networks: those behind it. isolation:
+    Isolation, None where clients may reach each other.
+    """
+
+    def __init__(self, addresses, networks, isolation):
+        super().__init__()
+        self._addresses = addresses
+        self._networks = Prefixes((network, True) for network in networks)
+        self._isolation = isolation
+
+    def __missing__(self, pair):
+        if len(self) >= VERDICTS_MAX:
+            self.clear()
+        self[pair] = verdict = self._judge(*pair)
+        return verdict
+
+    def _judge(self, source, destination):
+        if source not in self._addresses and self._networks.find(source) is None:
+            return "foreign_source"
+        if self._isolation is not None and self._isolation.forbids(destination):
+            return "client_to_client"
+        return None
 
 
 class Session:
     """What the worker knows of one session.
 
     number: the main process's name for it. addresses: its own, bytes of 4 or 16 each. any_address: it carries every
-    destination, and its peer may use every source (the client's only session). connections: live ones of this worker
-    by index, which is the same at both ends. siblings: indexes of the other workers that have live ones.
+    destination, and its peer may use every source (the client's only session). networks: those behind the peer.
+    isolation: Isolation or None. connections: live ones of this worker by index, which is the same at both ends.
+    siblings: indexes of the other workers that have live ones.
     """
 
-    __slots__ = ("addresses", "any_address", "connections", "number", "siblings", "sources")
+    __slots__ = ("addresses", "any_address", "connections", "networks", "number", "siblings", "verdicts")
 
-    def __init__(self, number, addresses, any_address):
+    def __init__(self, number, addresses, any_address, networks=(), isolation=None):
         self.number = number
         self.addresses = addresses
         self.any_address = any_address
-        self.sources = None if any_address else addresses
+        self.networks = networks
+        self.verdicts = None if any_address else Verdicts(addresses, networks, isolation)
         self.connections = {}
         self.siblings = ()
 
@@ -59,6 +147,7 @@ class Routes:
     def __init__(self, drops, siblings):
         self._memo = {}
         self._by_address = {}
+        self._by_network = Prefixes()
         self._default = None
         self._siblings = siblings
         self._no_session = Drop(drops, "no_session")
@@ -66,12 +155,14 @@ class Routes:
         self.sessions = {}
 
     def add(self, session):
-        """Makes `session` the owner of its addresses, in place of whichever had them."""
+        """Makes `session` the owner of its addresses and networks, in place of whichever had them."""
         self.sessions[session.number] = session
         if session.any_address:
             self._default = session
         for address in session.addresses:
             self._by_address[address] = session
+        for network in session.networks:
+            self._by_network.add(network, session)
         self.changed()
 
     def remove(self, session):
@@ -79,6 +170,8 @@ class Routes:
         for address in session.addresses:
             if self._by_address.get(address) is session:
                 del self._by_address[address]
+        for network in session.networks:
+            self._by_network.discard(network, session)
         if self._default is session:
             self._default = None
         self.changed()
@@ -125,7 +218,9 @@ class Routes:
         destination = buffer[ip + 16 : ip + 20] if version == 4 else buffer[ip + 24 : ip + 40]
         session = self._by_address.get(destination, self._default)
         if session is None:
-            return self._no_session
+            session = self._by_network.find(destination) if self._by_network else None
+            if session is None:
+                return self._no_session
         flow = flow_hash(buffer, ip, end)
         if session.connections:
             return session.connections[rendezvous(flow, session.connections)].lane(flow)

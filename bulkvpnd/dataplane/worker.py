@@ -14,6 +14,7 @@ It never reads a file, resolves a name or decides who may connect: the main proc
 
 import collections
 import gc
+import ipaddress
 import os
 import signal
 import socket
@@ -28,7 +29,7 @@ from gevent.hub import get_hub
 
 from bulkvpnd.dataplane.connection import COUNTERS, Connection
 from bulkvpnd.dataplane.frames import Frame, FramePool
-from bulkvpnd.dataplane.routing import Routes, Session
+from bulkvpnd.dataplane.routing import Isolation, Routes, Session
 from bulkvpnd.dataplane.tun import TunQueue
 from bulkvpnd.protocol.keys import Opener, Sealer
 from bulkvpnd.workerlink import LinkClosed, WorkerLink
@@ -52,7 +53,7 @@ IDLE_TIME = 10
 
 DROPS = (
     "no_session", "no_connection", "queue_delay", "queue_full", "sibling_full", "stalled", "connection_lost",
-    "closing", "foreign_source", "not_ip", "ip_length", "tun_refused",
+    "closing", "foreign_source", "client_to_client", "not_ip", "ip_length", "tun_refused",
 )  # fmt: skip
 
 # What travels on outer connections is read and written without blocking, by watchers of our own: gevent's socket makes
@@ -121,6 +122,12 @@ class Worker:
         indexes = [index for index in range(message["workers"]) if index != self.index]
         self.siblings = {index: Sibling(fd, self.drops) for index, fd in zip(indexes, siblings, strict=True)}
         self.routes = Routes(self.drops, self.siblings)
+        # What every client of a server has in common: where its packets may not go.
+        isolation = message["isolation"]
+        self._isolation = isolation and Isolation(
+            [ipaddress.ip_network(network) for network in isolation["networks"]],
+            frozenset(ipaddress.ip_address(address).packed for address in isolation["exempt"]),
+        )
         gevent.spawn(self._forever, self._outbound_loop)
         gevent.spawn(self._forever, self._inbox_loop, TunQueue(inbox, self.drops), inbox)
         gevent.spawn(self._forever, self._report_loop)
@@ -187,7 +194,8 @@ class Worker:
             if connection.session.number == number:
                 return connection.session
         addresses = frozenset(bytes.fromhex(address) for address in message["addresses"])
-        return Session(number, addresses, message["any_address"])
+        networks = tuple(ipaddress.ip_network(network) for network in message["networks"])
+        return Session(number, addresses, message["any_address"], networks, self._isolation)
 
     def _on_forget(self, message, _):
         session = self.routes.sessions.get(message["session"])

@@ -1,6 +1,7 @@
 """dataplane.routing: which connection carries a packet, and what moves when one is lost."""
 
 import collections
+import ipaddress
 
 import pytest
 from hypothesis import given, settings
@@ -11,6 +12,7 @@ from bulkvpnd.dataplane import routing
 from bulkvpnd.dataplane.routing import Routes, Session
 
 HERE6, THERE6 = bytes.fromhex("fd86000000000000000000000000000a"), bytes.fromhex("fd86000000000000000000000000000b")
+SERVER6 = bytes.fromhex("fd860000000000000000000000000001")
 ELSEWHERE = bytes([10, 86, 0, 99])
 LANES = 4
 
@@ -49,8 +51,10 @@ class Table:
         self.siblings = {index: Sink() for index in siblings}
         self.routes = Routes(self.drops, self.siblings)
 
-    def session(self, number=1, addresses=(THERE,), connections=4, siblings=(), any_address=False):
-        session = Session(number, frozenset(addresses), any_address)
+    def session(self, number=1, addresses=(THERE,), connections=4, siblings=(), any_address=False,
+                networks=()):
+        networks = tuple(ipaddress.ip_network(network) for network in networks)
+        session = Session(number, frozenset(addresses), any_address, networks)
         session.connections.update((index, Sink()) for index in range(connections))
         session.siblings = tuple(siblings)
         self.routes.add(session)
@@ -325,7 +329,7 @@ def test_what_a_sibling_handed_over_in_vain_does_not_stop_the_flow_here():
 def test_the_only_session_of_a_client_carries_every_destination():
     table = Table()
     session = table.session(addresses=(HERE,), any_address=True, connections=1)
-    assert session.sources is None
+    assert session.verdicts is None
     entries = [entry(1, 1, destination=where) for where in (HERE, THERE, ELSEWHERE)]
     entries.append(PLAIN + udp(1, 1, 100, version=6))
     table.split(*entries)
@@ -333,7 +337,93 @@ def test_the_only_session_of_a_client_carries_every_destination():
 
 
 def test_a_sessions_peer_may_use_its_own_addresses_only():
-    assert Session(1, frozenset((HERE, HERE6)), False).sources == {HERE, HERE6}
+    verdicts = Session(1, frozenset((HERE, HERE6)), False).verdicts
+    for source, other, destination in ((HERE, THERE, ELSEWHERE), (HERE6, THERE6, THERE6)):
+        assert verdicts[source, destination] is None
+        assert verdicts[other, destination] == "foreign_source"
+        assert verdicts[destination, source] == "foreign_source"
+    # What was remembered says the same.
+    assert (verdicts[HERE, ELSEWHERE], verdicts[THERE, ELSEWHERE]) == (None, "foreign_source")
+
+
+def test_verdicts_are_bounded():
+    verdicts = Session(1, frozenset((HERE,)), False).verdicts
+    for number in range(3 * routing.VERDICTS_MAX):
+        assert verdicts[HERE, number.to_bytes(4, "big")] is None
+        assert verdicts[number.to_bytes(4, "big"), HERE] == "foreign_source"
+        assert len(verdicts) <= routing.VERDICTS_MAX
+
+
+def test_networks_belong_to_the_last_session_that_has_them():
+    table = Table()
+    inside = entry(1, 1, destination=bytes([192, 168, 7, 9]))
+    old = table.session(1, (THERE,), connections=1, networks=["192.168.7.0/24"])
+    assert table.where(old, inside) == 0
+    new = table.session(2, (HERE,), connections=1, networks=["192.168.7.0/24", "fd07::/64"])
+    assert table.where(old, inside) is None and table.where(new, inside) == 0
+    table.routes.remove(old)
+    assert table.where(new, inside) == 0
+    table.routes.remove(new)
+    assert table.where(new, inside) is None
+    assert not table.routes._by_network
+
+
+def test_an_address_of_its_own_goes_before_a_network():
+    table = Table()
+    wide = table.session(1, (ELSEWHERE,), connections=1, networks=["10.86.0.0/24"])
+    own = table.session(2, (THERE,), connections=1)
+    assert table.where(own, FLOWS[0]) == 0 and table.where(wide, FLOWS[0]) is None
+    assert table.where(wide, entry(1, 1, destination=bytes([10, 86, 0, 77]))) == 0
+
+
+# Networks by prefix
+
+
+def networks(version):
+    size = {4: 32, 6: 128}[version]
+    # Few different bits, so that there is much in common.
+    address = st.integers(0, 15).map(lambda bits: bits << (size - 4)) | st.integers(0, 15)
+    build = {4: ipaddress.IPv4Network, 6: ipaddress.IPv6Network}[version]
+    return st.builds(lambda number, length: build((number, length), strict=False), address, st.integers(0, size))
+
+
+NETWORKS = st.lists(networks(4) | networks(6), max_size=12)
+
+
+@given(NETWORKS, NETWORKS, st.integers(0, 255), st.sampled_from([4, 16]))
+@settings(deadline=None)
+def test_the_longest_prefix_counts(kept, dropped, number, size):
+    held = routing.Prefixes((network, str(network)) for network in kept)
+    added = [(network, str(network)) for network in dropped if network not in kept]
+    for network, value in added:
+        held.add(network, value)
+    for network, value in added:
+        held.discard(network, "another")
+        assert held.find(network.network_address.packed) is not None
+        held.discard(network, value)
+        held.discard(network, value)
+    assert bool(held) == bool(kept)
+    for raw in (number, number << (8 * size - 8)):
+        address = ipaddress.ip_address(raw.to_bytes(size, "big"))
+        holding = [network for network in kept if network.version == address.version and address in network]
+        longest = max(holding, key=lambda network: network.prefixlen, default=None)
+        assert held.find(address.packed) == (longest and str(longest))
+
+
+ISOLATED = ["10.86.0.0/24", "192.168.7.0/24", "fd86::/64"]
+
+
+@given(networks(4) | networks(6) | st.sampled_from([ipaddress.ip_network(one) for one in ISOLATED]),
+       st.integers(0, 300))
+@settings(deadline=None)
+def test_no_client_gets_to_another(network, offset):
+    isolation = routing.Isolation([ipaddress.ip_network(one) for one in ISOLATED], frozenset((HERE, SERVER6)))
+    verdicts = Session(1, frozenset((THERE, THERE6)), False, (), isolation).verdicts
+    address = network[offset % network.num_addresses]
+    source = {4: THERE, 6: THERE6}[address.version]
+    is_other = any(address.version == one.version and address in one for one in map(ipaddress.ip_network, ISOLATED))
+    is_other = is_other and address.packed not in (HERE, SERVER6)
+    assert verdicts[source, address.packed] == ("client_to_client" if is_other else None)
 
 
 def test_an_address_has_one_owner_and_the_last_one_it_is():

@@ -30,7 +30,7 @@ ANY = bytes([192, 0, 2, 1])
 class Main:
     """The main process, as one worker of two sees it."""
 
-    def __init__(self, tun=None):
+    def __init__(self, tun=None, isolation=None):
         self.link, theirs = gevent.socket.socketpair(*SEQPACKET)
         self.tun, worker_tun = gevent.socket.socketpair(*SEQPACKET)
         self.to_worker, inbox = gevent.socket.socketpair(*SEQPACKET)
@@ -48,7 +48,7 @@ class Main:
         self._numbers = itertools.count(1)
         self._reading = gevent.spawn(self._read)
         self.link.send(
-            {"type": "start", "index": 0, "workers": 2, "frame_size": FRAME_SIZE},
+            {"type": "start", "index": 0, "workers": 2, "frame_size": FRAME_SIZE, "isolation": isolation},
             [worker_tun.fileno() if tun is None else tun, inbox.fileno(), worker_sibling.fileno()],
         )
         for sock in (worker_tun, inbox, worker_sibling):
@@ -94,14 +94,15 @@ class Main:
         self.send("status", request=request)
         return self.message("status", request=request)
 
-    def attach(self, addresses=(THERE,), number=1, session=1, index=0, head=None, is_small=False, **changed):
+    def attach(self, addresses=(THERE,), number=1, session=1, index=0, head=None, is_small=False, networks=(),
+               **changed):
         """The Peer of a new connection, which is not established yet."""
         ours, theirs = joined(is_small)
         peer = Peer(theirs)
         self.peers.append(peer)
         self.send(
             "attach", [ours.fileno()], connection=number, index=index, session=session,
-            addresses=[address.hex() for address in addresses], any_address=False, cipher=CIPHER,
+            addresses=[address.hex() for address in addresses], any_address=False, networks=networks, cipher=CIPHER,
             secret_out=OURS.hex(), secret_in=THEIRS.hex(), settings={**SETTINGS, **changed},
             head=head(peer).hex() if head else "",
         )  # fmt: skip
@@ -340,6 +341,41 @@ def test_the_address_of_another_session(main):
     assert new.data(1) == [entry(1, 2)]
 
 
+# Where a client's packets may come from and go to
+
+BEHIND, FAR = bytes([192, 168, 7, 9]), bytes([192, 168, 8, 9])
+
+
+def test_a_network_behind_a_client(main):
+    worker = main()
+    peer = worker.establish(networks=["192.168.7.0/24"])
+    worker.tun.send(entry(1, 1, destination=FAR))
+    until(lambda: worker.status()["drops"]["no_session"] == 1)
+    worker.tun.send(entry(1, 2, destination=BEHIND))
+    assert peer.data(1) == [entry(1, 2, destination=BEHIND)]
+    peer.send(frame.DATA, payload(entry(1, 3, source=FAR), entry(1, 4, source=BEHIND), entry(1, 5, source=THERE)))
+    assert [worker.tun.recv(2000) for _ in range(2)] == [entry(1, 4, source=BEHIND), entry(1, 5, source=THERE)]
+    assert worker.status()["drops"]["foreign_source"] == 1
+    worker.send("forget", session=1)
+    worker.status()
+    worker.tun.send(entry(1, 6, destination=BEHIND))
+    until(lambda: worker.status()["drops"]["no_session"] == 2)
+
+
+@pytest.mark.parametrize("is_isolated", [True, False])
+def test_clients_that_may_or_may_not_reach_each_other(main, is_isolated):
+    isolation = {"networks": ["10.86.0.0/24", "192.168.7.0/24", "fd86::/64"], "exempt": ["10.86.0.1", "fd86::1"]}
+    worker = main(isolation=isolation if is_isolated else None)
+    peer = worker.establish()
+    to_server, outside = entry(1, 1, source=THERE, destination=HERE), entry(1, 2, source=THERE, destination=FAR)
+    others = (THERE, bytes([10, 86, 0, 9]), bytes([10, 86, 0, 255]), BEHIND)
+    to_others = [entry(1, 3, source=THERE, destination=one) for one in others]
+    peer.send(frame.DATA, payload(to_server, *to_others, *to_others, outside))
+    expected = [to_server, outside] if is_isolated else [to_server, *to_others, *to_others, outside]
+    assert [worker.tun.recv(2000) for _ in expected] == expected
+    assert worker.status()["drops"]["client_to_client"] == (2 * len(to_others) if is_isolated else 0)
+
+
 # Load and slowness
 
 
@@ -399,7 +435,7 @@ def test_the_queue_is_left_to_the_reader_and_taken_back(main):
 
 def test_without_a_connection_here_the_sibling_gets_it(main):
     worker = main()
-    worker.send("session", session=1, addresses=[THERE.hex()], any_address=False, workers=[0, 1])
+    worker.send("session", session=1, addresses=[THERE.hex()], any_address=False, networks=[], workers=[0, 1])
     worker.status()
     worker.tun.send(entry(1, 1))
     assert worker.sibling.recv(2000) == entry(1, 1)
@@ -418,7 +454,7 @@ def test_without_a_connection_here_the_sibling_gets_it(main):
 def test_the_sibling_no_longer_has_one(main):
     worker = main()
     for workers in ([0, 1], [], [0]):
-        worker.send("session", session=1, addresses=[THERE.hex()], any_address=False, workers=workers)
+        worker.send("session", session=1, addresses=[THERE.hex()], any_address=False, networks=[], workers=workers)
     worker.status()
     worker.tun.send(entry(1, 1))
     until(lambda: worker.status()["drops"]["no_connection"] == 1)
@@ -426,7 +462,7 @@ def test_the_sibling_no_longer_has_one(main):
 
 def test_what_a_sibling_hands_over_is_carried_or_dropped(main):
     worker = main()
-    worker.send("session", session=1, addresses=[THERE.hex()], any_address=False, workers=[1])
+    worker.send("session", session=1, addresses=[THERE.hex()], any_address=False, networks=[], workers=[1])
     worker.status()
     worker.to_worker.send(entry(1, 1))
     until(lambda: worker.status()["drops"]["no_connection"] == 1)
@@ -441,7 +477,7 @@ def test_what_a_sibling_hands_over_is_carried_or_dropped(main):
 
 def test_a_sibling_that_reads_nothing_holds_nothing_up(main):
     worker = main()
-    worker.send("session", session=1, addresses=[THERE.hex()], any_address=False, workers=[1])
+    worker.send("session", session=1, addresses=[THERE.hex()], any_address=False, networks=[], workers=[1])
     worker.status()
     sent = 0
     while worker.status()["drops"]["sibling_full"] == 0:
@@ -455,7 +491,7 @@ def test_a_sibling_that_reads_nothing_holds_nothing_up(main):
 
 def test_a_sibling_that_is_gone_is_a_full_one(main):
     worker = main()
-    worker.send("session", session=1, addresses=[THERE.hex()], any_address=False, workers=[1])
+    worker.send("session", session=1, addresses=[THERE.hex()], any_address=False, networks=[], workers=[1])
     worker.status()
     worker.sibling.close()
     worker.tun.send(entry(1, 1))

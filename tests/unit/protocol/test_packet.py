@@ -155,11 +155,24 @@ def payload(*entries):
 # The three that know the signatures of what is tested.
 
 
+class Verdicts:
+    """Foreign is what is not from one of `sources`."""
+
+    def __init__(self, sources):
+        self._sources = sources
+
+    def __getitem__(self, pair):
+        source, destination = pair
+        assert len(source) == len(destination) in (4, 16)
+        return None if source in self._sources else "foreign_source"
+
+
 def look(content, offloads=ALL, sources=None, size=None):
     """(entries that may be written, packets of wire size, drops by cause)."""
     drops = collections.Counter()
     size = len(content) if size is None else size
-    spans, segments = packet.inspect(memoryview(content).toreadonly(), size, frozenset(offloads), sources, drops)
+    verdicts = None if sources is None else Verdicts(sources)
+    spans, segments = packet.inspect(memoryview(content).toreadonly(), size, frozenset(offloads), verdicts, drops)
     assert all(0 < start < end <= size for start, end in spans)
     assert all(end + 4 <= start for (_, end), (start, _) in zip(spans, spans[1:]))
     return [content[start:end] for start, end in spans], segments, dict(drops)
@@ -295,6 +308,17 @@ def test_a_source_that_is_not_the_sessions(entry, at):
     # Not even from the session's other address family, nor the destination for the source.
     assert look(payload(entry), sources=sources - {entry[10 + at : 10 + at + size]})[2] == {"foreign_source": 1}
     assert look(payload(entry), sources={ADDRESSES[entry[10] >> 4][1]})[2] == {"foreign_source": 1}
+
+
+@pytest.mark.parametrize("entry", [PLAIN4, TCP4, PLAIN6, TCP6])
+def test_a_verdict_is_asked_for_both_addresses_as_they_stand_in_the_header(entry):
+    source, destination = ADDRESSES[entry[10] >> 4]
+    for cause in (None, "somewhere else"):
+        drops = collections.Counter()
+        content = payload(entry)
+        spans, _ = packet.inspect(memoryview(content).toreadonly(), len(content), frozenset(ALL),
+                                  {(source, destination): cause}, drops)
+        assert (len(spans), dict(drops)) == ((1, {}) if cause is None else (0, {cause: 1}))
 
 
 def test_every_cause_has_its_counter():
