@@ -11,16 +11,12 @@ import struct
 from gevent import monkey
 
 from bulkvpnd.dataplane.frames import BATCH_PACKETS_MAX
+from bulkvpnd.dataplane.joining import Joiner
 from bulkvpnd.protocol import frame, packet
 
 # The reader runs in a native thread, where gevent's cooperative poll would start a second hub.
 _poll = monkey.get_original("select", "poll")
 _POLLIN = 1  # poll(2)
-
-JOINED_SIZE = 16 * 1024
-"""Bytes of a super-packet made of datagrams; a slow path carries it in one piece, and others wait for it (choice)."""
-_DATAGRAM_MAX = 2048
-"""Bytes of an entry that may be a datagram; what is larger is not looked at (choice)."""
 
 _LENGTH = struct.Struct(">I")
 _ROOM = frame.LENGTH_SIZE + packet.ENTRY_MAX
@@ -29,8 +25,8 @@ _ROOM = frame.LENGTH_SIZE + packet.ENTRY_MAX
 class TunQueue:
     """A queue that was opened by the main process.
 
-    descriptor: non-blocking, with IFF_VNET_HDR of 10 bytes. drops: counter by cause. joins: whether datagrams that
-    follow each other in a flow become one super-packet; everybody whom they may go to must take those.
+    descriptor: non-blocking, with IFF_VNET_HDR of 10 bytes. drops: counter by cause. joins: whether datagrams of
+    a flow become super-packets; everybody whom they may go to must take those.
     """
 
     def __init__(self, descriptor, drops):
@@ -38,7 +34,7 @@ class TunQueue:
         self._drops = drops
         self._poll = _poll()
         self._poll.register(descriptor, _POLLIN)
-        self._headers = bytearray(packet.VNET_SIZE + 48)
+        self._joiner = Joiner()
         self.joins = False
 
     def fileno(self):
@@ -55,8 +51,10 @@ class TunQueue:
         end, last = batch.end, batch.limit - _ROOM
         before = len(starts)
         readv, pack_into = os.readv, _LENGTH.pack_into
-        limit = before + BATCH_PACKETS_MAX
-        while end <= last and len(starts) < limit:
+        joiner = self._joiner if self.joins and self._joiner.wants() else None
+        for _ in range(BATCH_PACKETS_MAX):
+            if end > last:
+                break
             start = end + 4
             try:
                 size = readv(descriptor, [view[start:]])
@@ -70,58 +68,16 @@ class TunQueue:
                 # for it. No reading on: of an inbox whose other ends are closed there is no end of this.
                 self._drops["not_ip"] += 1
                 break
+            if joiner and joiner.take(buffer, start, start + size):
+                last = batch.limit - _ROOM - joiner.held
+                continue
             pack_into(buffer, end, size)
             starts.append(start)
             end = start + size
-            if self.joins and size < _DATAGRAM_MAX and len(starts) > before + 1:
-                end = self._join(batch, start, end, last)
         batch.end = end
+        if joiner:
+            joiner.flush(batch)
         return len(starts) - before
-
-    def _join(self, batch, start, end, last):
-        """Joins the datagram at `start`, and what follows of its flow, to the one before; returns the batch's end.
-
-        Once two of a flow are there, the next ones' headers are read to elsewhere, so that the data lies where it has
-        to (GRO's idea; benchmarks, udp200_pps).
-        """
-        buffer, view, starts = batch.buffer, batch.view, batch.starts
-        first, size = starts[-2], end - start
-        headers = packet.joinable(buffer, start, end)
-        if not headers or end - start != start - frame.LENGTH_SIZE - first:
-            return end
-        key = packet.joined_key(buffer[start : start + headers])
-        if packet.joined_key(buffer[first : first + headers]) != key:
-            return end
-        starts.pop()
-        data = size - headers
-        begin = first + size
-        end = begin + data
-        view[begin:end] = view[start + headers : start + size]
-        most = begin - data + min(packet.UDP_JOINED_MAX * data, JOINED_SIZE)
-        scratch = self._headers
-        into = memoryview(scratch)[:headers]
-        stray = 0
-        while end + data <= most and end <= last:
-            try:
-                stray = os.readv(self._descriptor, [into, view[end:]])
-            except OSError:
-                # The next plain read says what it is.
-                break
-            if stray != size or packet.joined_key(scratch[:headers]) != key:
-                break
-            end += data
-            stray = 0
-        packet.join(buffer, first, end, headers, data)
-        if stray < packet.ENTRY_MIN:
-            self._drops["not_ip"] += stray > 0
-            return end
-        # It is something else: behind its length and headers, like any entry.
-        start = end + frame.LENGTH_SIZE
-        view[start + headers : start + stray] = view[end : end + max(stray - headers, 0)]
-        view[start : start + min(headers, stray)] = into[:stray]
-        _LENGTH.pack_into(buffer, end, stray)
-        starts.append(start)
-        return start + stray
 
     @staticmethod
     def is_full(batch):

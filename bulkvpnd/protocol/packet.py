@@ -254,11 +254,20 @@ def joinable(buffer, start, end):
 
 
 def joined_key(headers):
-    """What the headers of two datagrams, bytes from the virtio_net_hdr on, must have in common to be joined.
+    """(what the headers of two datagrams must have in common to be joined, their flow) as bytes each.
 
-    All but the identification and the checksum of IPv4, which segmentation makes anew.
+    headers: bytes from the virtio_net_hdr on, as many as `joinable` says. The flow is addresses and ports. In common is
+    all but the identification and the checksum of IPv4, which segmentation makes anew.
     """
-    return headers if len(headers) > VNET_SIZE + 28 else headers[:14] + headers[16:20] + headers[22:]
+    if len(headers) == VNET_SIZE + 28:
+        return headers[12:14] + headers[16:20] + headers[22:] + headers[11:12], headers[22:34]
+    return headers, headers[18:54]
+
+
+def is_tcp(buffer, start):
+    """Whether an entry of our own kernel is TCP and no fragment of IPv6."""
+    ip = start + VNET_SIZE
+    return buffer[ip + (9 if buffer[ip] >> 4 == 4 else 6)] == PROTOCOL_TCP
 
 
 def join(buffer, start, end, headers, data):

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from inmemory import SMALLEST, batch_of, entries_of, entry
 
 from bulkvpnd.dataplane.frames import BATCH_PACKETS_MAX, Frame
-from bulkvpnd.dataplane.tun import JOINED_SIZE, TunQueue
+from bulkvpnd.dataplane.joining import JOINED_SIZE, PAUSE
+from bulkvpnd.dataplane.tun import TunQueue
 from bulkvpnd.protocol import packet
 
 FRAME_SIZE = 128 * 1024
@@ -228,6 +229,13 @@ def test_two_datagrams_are_enough(device):
         assert on_the_wire([one]) == on_the_wire(sent)
 
 
+def test_flows_that_take_turns_are_joined_each_for_itself(device):
+    sent = [datagram(flow, bytes([number]) * 100) for number in range(20) for flow in range(4)]
+    entries = joined(device, sent)
+    by_flow = [[one for one in sent if one[30:34] == of[30:34]] for of in sent[:4]]
+    assert [on_the_wire([one]) for one in entries] == [on_the_wire(flow) for flow in by_flow]
+
+
 @pytest.mark.parametrize("size, most", [(100, packet.UDP_JOINED_MAX), (1400, JOINED_SIZE // 1400)])
 def test_a_super_packet_has_only_so_many_datagrams(device, size, most):
     sent = [datagram(1, bytes([number]) * size) for number in range(2 * most)]
@@ -236,28 +244,41 @@ def test_a_super_packet_has_only_so_many_datagrams(device, size, most):
     assert [packet.segment_count(one, 0, len(one)) for one in entries] == [most, most]
 
 
-@pytest.mark.parametrize(
-    "stray",
-    [
-        datagram(2, bytes(100)), datagram(1, bytes(99)), datagram(1, bytes(101)), datagram(1, bytes(100), 6),
-        datagram(1, b""), entry(1, 1, SMALLEST), entry(1, 1, 1000), entry(1, 1, packet.ENTRY_MAX - 40),
-    ],
-)  # fmt: skip
+BEHIND = {
+    "no data": datagram(1, b""), "no open checksum": bytes(10) + datagram(1, bytes(100))[10:],
+    "a fragment": datagram(1, bytes(100))[:17] + b"\1" + datagram(1, bytes(100))[18:], "another size": datagram(1, b"x"),
+    "larger": datagram(1, bytes(101)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("stray", BEHIND.values(), ids=BEHIND.keys())
 @pytest.mark.parametrize("number", [1, 2, 3])
-def test_what_comes_between_is_an_entry_of_its_own(device, stray, number):
-    run = [datagram(1, bytes([number]) * 100) for number in range(number)]
+def test_what_may_be_of_the_same_flow_stays_in_its_place(device, stray, number):
+    run = [datagram(1, bytes([n]) * 100) for n in range(number)]
+    other = [datagram(2, bytes([n]) * 100) for n in range(9)]
     sent = [*run, stray, *run]
-    entries = joined(device, sent, Frame(2 * FRAME_SIZE))
-    assert on_the_wire(entries) == on_the_wire(sent)
-    assert len(entries) == 3 and entries[1] == stray
+    entries = joined(device, [*other[:5], *sent, *other[5:]], Frame(2 * FRAME_SIZE))
+    mine = [one for one in on_the_wire(entries) if one[17:18] != on_the_wire(other)[0][17:18]]
+    assert mine == on_the_wire(sent)
+    assert stray in entries and len(entries) == len(mine) - 2 * (number - 1) + (1 if stray in list(BEHIND.values())[3:] else 2)
 
 
-def test_what_is_too_short_ends_a_super_packet_and_is_not_carried(device):
+@pytest.mark.parametrize("size", [SMALLEST, 1000, packet.ENTRY_MAX - 40])
+def test_tcp_is_not_held_up(device, size):
+    tcp = bytearray(entry(1, 1, size))
+    tcp[packet.VNET_SIZE + 9] = packet.PROTOCOL_TCP
+    run = [datagram(1, bytes([n]) * 100) for n in range(4)]
+    entries = joined(device, [*run[:2], bytes(tcp), *run[2:]], Frame(2 * FRAME_SIZE))
+    assert entries[0] == tcp and len(entries) == 2 and on_the_wire(entries[1:]) == on_the_wire(run)
+
+
+def test_what_is_too_short_ends_a_batch_and_is_not_carried(device):
     queue, kernel = device
     run = [datagram(1, bytes([number]) * 100) for number in range(3)]
     entries = joined(device, [*run, run[0][:29], *run])
-    assert len(entries) == 2 and on_the_wire(entries) == on_the_wire(run + run)
+    assert len(entries) == 1 and on_the_wire(entries) == on_the_wire(run)
     assert queue._drops == {"not_ip": 1}
+    assert on_the_wire(read(queue)[1]) == on_the_wire(run)
 
 
 def test_a_super_packet_that_was_there_is_left_alone(device):
@@ -266,24 +287,50 @@ def test_a_super_packet_that_was_there_is_left_alone(device):
     assert joined(device, [made, datagram(1, bytes(100))]) == [made, datagram(1, bytes(100))]
 
 
-def test_the_batch_bounds_a_super_packet(device):
+def test_a_batch_holds_no_more_than_it_has_room_for(device):
     queue, kernel = device
-    sent = [datagram(1, bytes([number]) * 1400) for number in range(11)]
-    batch = batch_of([entry(2, 1, FRAME_SIZE - packet.ENTRY_MAX - 4 - 2 * (1438 + 4) - 5)], FRAME_SIZE)
+    sent = [datagram(flow, bytes([number]) * 1400) for number in range(6) for flow in range(2)]
+    batch = batch_of([entry(2, 1, FRAME_SIZE - packet.ENTRY_MAX - 4 - 3 * (1438 + 4) - 4)], FRAME_SIZE)
     entries = joined(device, sent, batch)[1:]
-    assert on_the_wire(entries) == on_the_wire(sent[: len(on_the_wire(entries))])
-    assert 2 <= len(on_the_wire(entries)) < 11
+    assert 3 <= len(on_the_wire(entries)) < 6
     batch.clear()
     rest = read(queue, batch)[1]
-    assert on_the_wire(entries + rest) == on_the_wire(sent)
+    packets = on_the_wire(entries + rest)
+    for flow in range(2):
+        assert [one for one in packets if one[17] == 0xE8 + flow] == on_the_wire(sent[flow::2])
+
+
+def test_a_batch_ends_after_so_many_datagrams(device):
+    queue, kernel = device
+    sent = [datagram(1, bytes(1))] * (BATCH_PACKETS_MAX + 10)
+    assert len(on_the_wire(joined(device, sent))) == BATCH_PACKETS_MAX
+    assert len(on_the_wire(read(queue)[1])) == 10
+
+
+def test_where_nothing_is_joined_it_is_not_tried_for_a_while(device):
+    apart = [datagram(flow, bytes(100)) for flow in range(3)]
+    run = [datagram(1, bytes([n]) * 100) for n in range(4)]
+    assert joined(device, apart) == apart
+    for _ in range(PAUSE):
+        assert joined(device, run) == run
+    assert len(joined(device, run)) == 1
+    assert len(joined(device, run)) == 1
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.sampled_from((0, 1, 100, 101)), st.sampled_from((4, 6))), max_size=60))
 @settings(max_examples=100, deadline=None)
-def test_every_datagram_passes_once_and_in_its_order(flows):
+def test_every_datagram_passes_once_and_in_the_order_of_its_flow(flows):
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
         ours.setblocking(False)
         sent = [datagram(flow, bytes([n]) * size, version) for n, (flow, size, version) in enumerate(flows)]
         entries = joined((TunQueue(ours.fileno(), collections.Counter()), theirs), sent)
-        assert on_the_wire(entries) == on_the_wire(sent)
+        got, expected = on_the_wire(entries), on_the_wire(sent)
+        assert sorted(got) == sorted(expected)
+        for flow in {flow_of(one) for one in expected}:
+            assert [one for one in got if flow_of(one) == flow] == [one for one in expected if flow_of(one) == flow]
+
+
+def flow_of(one):
+    """Version and source port of a packet of on_the_wire."""
+    return one[0] >> 4, one[16:18] if one[0] >> 4 == 4 else one[40:42]

@@ -756,7 +756,11 @@ def joinable(entry):
 
 
 def key(entry):
-    return packet.joined_key(entry[: joinable(entry)])
+    return packet.joined_key(entry[: joinable(entry)])[0]
+
+
+def datagram_flow(entry):
+    return packet.joined_key(entry[: joinable(entry)])[1]
 
 
 @given(st.sampled_from((V4, V6)), st.integers(1, 900), st.integers(2, 64), st.integers(0, 99), st.randoms())
@@ -820,9 +824,23 @@ def test_datagrams_of_another_flow_or_size_are_told_apart(version):
         *(poked(one.entry(), at, 0xEE) for at in range(12 if version == V4 else 8, ports_at + 4)),
     ]
     assert all(key(other) != key(one.entry()) for other in others)
+    assert all(
+        (datagram_flow(other) == datagram_flow(one.entry())) is (number < 3) for number, other in enumerate(others)
+    )
     # The bit that forbids fragments belongs to all of them or to none.
     if version == V4:
         assert key(poked(one.entry(), 6, 0)) != key(one.entry())
+
+
+@pytest.mark.parametrize("version", [V4, V6])
+def test_tcp_is_known(version):
+    assert packet.is_tcp(Sent(version=version).entry(), 0)
+    assert packet.is_tcp(bytes(3) + Sent(version=version).entry(), 3)
+    assert not packet.is_tcp(dataclasses.replace(DATAGRAM, version=version).entry(), 0)
+
+
+def test_a_fragment_of_ipv6_is_not_taken_for_tcp():
+    assert not packet.is_tcp(Sent(version=V6, ip_options=bytes((6, 0, 0, 0, 0, 0, 0, 0))).entry(), 0)
 
 
 def marked(content, front=b"", behind=b""):
