@@ -11,6 +11,8 @@ COMMANDS = {
     # name: (module in bulkvpnd.admin, help). Each module has add_arguments(parser) and run(arguments) -> exit status.
     "pki": ("pki", "make the certificate authority, the server's and the clients' certificates"),
     "status": ("status", "show the sessions, connections and counters of running instances"),
+    "multipath": ("multipath", "show which networks the instances here carry together"),
+    "init-instances": ("instances", "write the configurations of several instances that work as one"),
     "demo": ("demo", "measure a tunnel between two network namespaces on this machine"),
     "example": ("example", "print a commented configuration with every option"),
 }

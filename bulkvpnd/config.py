@@ -673,13 +673,15 @@ def read_secret_file(file):
     return text
 
 
-def open_configuration(file):
-    """The configuration as a text stream named after `file`; see read_secret_file."""
-    import io
+def read_items(file):
+    """What a configuration says, option by option, raw and in its order.
 
-    stream = io.StringIO(read_secret_file(file))
-    stream.name = str(file)
-    return stream
+    file: path. Returns ({option: value, or list of values where it may be repeated}, {option: [line, ...]}).
+    Raises ConfigurationError.
+    """
+    parser = FileParser()
+    parser.name = file
+    return parser.parse(read_secret_file(file).splitlines(keepends=True)), parser.lines
 
 
 def pem_path(configuration, name):

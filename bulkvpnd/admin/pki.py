@@ -310,7 +310,7 @@ def _with_port(remote, base):
     return f"{remote}:{port}"
 
 
-def _argument(parse):
+def argument(parse):
     """A `config` parse function as argparse wants it, so that its message reaches the administrator."""
 
     def checked(raw):
@@ -323,10 +323,10 @@ def _argument(parse):
     return checked
 
 
-def _option(name, **settings):
+def option(name, **settings):
     """An argument that becomes the value of a configuration option and is checked as that."""
-    option = config.BY_NAME[name]
-    return (f"--{name}", {"metavar": option.metavar, "type": _argument(option.parse), "help": option.help, **settings})
+    row = config.BY_NAME[name]
+    return (f"--{name}", {"metavar": row.metavar, "type": argument(row.parse), "help": row.help, **settings})
 
 
 DIRECTORY = (
@@ -336,12 +336,12 @@ DIRECTORY = (
 )  # fmt: skip
 _DAYS = (
     "--days",
-    {"metavar": "N", "type": lambda raw: int(_argument(config.integer(1, 36500, "days"))(raw)), "default": DAYS,
+    {"metavar": "N", "type": lambda raw: int(argument(config.integer(1, 36500, "days"))(raw)), "default": DAYS,
      "help": f"how long the certificates are valid (default {DAYS})"},
 )  # fmt: skip
 _NAME = (
     "name",
-    {"metavar": "NAME", "type": _argument(config.certificate_name), "help": "name of the client or server"},
+    {"metavar": "NAME", "type": argument(config.certificate_name), "help": "name of the client or server"},
 )  # fmt: skip
 _CRL_DAYS = (_DAYS[0], {**_DAYS[1], "help": f"how long the revocation list is valid (default {DAYS})"})
 _OUTPUT = (
@@ -353,28 +353,28 @@ _OUTPUT = (
 COMMANDS = {
     # name: (function, help, arguments)
     "init": (_init, "make the certificate authority and the server's configuration", (
-        ("--name", {"metavar": "NAME", "type": _argument(config.certificate_name), "default": "server",
+        ("--name", {"metavar": "NAME", "type": argument(config.certificate_name), "default": "server",
                     "help": "name in the server's certificate (default server)"}),
         _DAYS,
-        _option("pool-ipv4", help="IPv4 addresses inside the tunnel (default: a random /24 of 10.64.0.0/10)"),
-        _option("pool-ipv6", help="IPv6 addresses inside the tunnel (default: a random unique local /64)"),
-        _option("listen", default=config.BY_NAME["listen"].default,
-                help=f"address and port of the server (default {config.BY_NAME['listen'].default})"),
+        option("pool-ipv4", help="IPv4 addresses inside the tunnel (default: a random /24 of 10.64.0.0/10)"),
+        option("pool-ipv6", help="IPv6 addresses inside the tunnel (default: a random unique local /64)"),
+        option("listen", default=config.BY_NAME["listen"].default,
+               help=f"address and port of the server (default {config.BY_NAME['listen'].default})"),
     )),
     "add": (_add, "make a client's certificate and print its configuration", (
-        ("name", {"metavar": "NAME", "type": _argument(config.certificate_name), "help": "name of the client"}),
-        _option("remote", required=True, action="append",
-                help="the server as the client reaches it; may be repeated"),
+        ("name", {"metavar": "NAME", "type": argument(config.certificate_name), "help": "name of the client"}),
+        option("remote", required=True, action="append",
+               help="the server as the client reaches it; may be repeated"),
         _DAYS,
-        _option("connections", help=f"parallel TCP connections (default {config.BY_NAME['connections'].default})"),
+        option("connections", help=f"parallel TCP connections (default {config.BY_NAME['connections'].default})"),
         _OUTPUT,
     )),
     "renew": (_renew, "make another certificate for a name that has one", (
         _NAME,
-        _option("remote", action="append",
-                help="for a client: print a whole configuration, as add does; may be repeated"),
+        option("remote", action="append",
+               help="for a client: print a whole configuration, as add does; may be repeated"),
         _DAYS,
-        _option("connections", help="with --remote, as add"),
+        option("connections", help="with --remote, as add"),
         _OUTPUT,
     )),
     "revoke": (_revoke, "end the validity of a name's certificates", (

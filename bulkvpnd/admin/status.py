@@ -39,7 +39,7 @@ def run(arguments):
     """Returns the exit status."""
     reports, status = [], os.EX_OK
     try:
-        for path in _sockets(arguments.instance):
+        for path in sockets(arguments.instance):
             try:
                 reports.append(ask(path))
             except StatusError as error:
@@ -58,7 +58,7 @@ def run(arguments):
     return status
 
 
-def _sockets(instance):
+def sockets(instance):
     if instance is None:
         try:
             found = sorted(RUNTIME_DIRECTORY.glob(f"*/{SOCKET_NAME}"))

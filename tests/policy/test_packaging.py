@@ -98,7 +98,7 @@ def test_unit_reads_the_configuration_through_the_credential(service, tmp_path, 
     (tmp_path / name).write_text("mode = client\n")
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
     file = config.CONFIGURATION_DIRECTORY / "server.conf"
-    assert config.open_configuration(file).read() == "mode = client\n"
+    assert config.read_secret_file(file) == "mode = client\n"
 
 
 def test_restart_is_prevented_only_for_what_the_manual_says(service):

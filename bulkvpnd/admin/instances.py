@@ -1,0 +1,149 @@
+"""``bulkvpnctl init-instances``: several configurations from one, for instances that carry the same networks together.
+
+    server.conf  -->  server1.conf … serverN.conf      ports 7443 … 7442+N, each a part of the pool
+    client.conf  -->  client1.conf … clientN.conf      the same ports of the same server
+
+Everything else, certificate and key too, is as in the one they come from. No file is ever overwritten.
+"""
+
+import contextlib
+import os
+import pathlib
+import sys
+
+from bulkvpnd import config
+from bulkvpnd.admin import files, pki
+from bulkvpnd.admin.files import CommandError
+
+INSTANCES_MAX = 64
+"""More instances than this have more workers than any machine has cores (choice)."""
+INSTANCES = config.integer(2, INSTANCES_MAX, "instances")
+ENDPOINTS = {"server": "listen", "client": "remote"}
+POOLS = ("pool-ipv4", "pool-ipv6")
+UNSHAREABLE = ("runtime-directory", "state-directory")
+
+
+def add_arguments(parser):
+    """Adds the arguments of this command to an argparse parser."""
+    parser.add_argument("count", metavar="N", type=lambda raw: int(pki.argument(INSTANCES)(raw)),
+                        help=f"how many instances, 2 to {INSTANCES_MAX}")
+    parser.add_argument("--from", dest="source", metavar="FILE", type=lambda raw: pathlib.Path(raw).absolute(),
+                        help="the configuration to begin with (default: server.conf, else client.conf, in DIR)")
+    flag, settings = pki.DIRECTORY
+    parser.add_argument(flag, **{**settings, "help": f"where to write (default {config.CONFIGURATION_DIRECTORY})"})
+    flag, settings = pki.option("multipath", action="append", default=[],
+                                help="a network that the instances carry together; may be repeated")
+    parser.add_argument(flag, **settings)
+
+
+def run(arguments):
+    """Returns the exit status: 0, 1, or 77 (EX_NOPERM) where permission is missing."""
+    try:
+        _init(arguments)
+    except (CommandError, config.ConfigurationError) as error:
+        print(f"bulkvpnctl: {error}", file=sys.stderr)
+        return getattr(error, "status", 1)
+    return os.EX_OK
+
+
+def _init(arguments):
+    base, count = arguments.directory, arguments.count
+    source = arguments.source or next(
+        (file for mode in ENDPOINTS if os.path.lexists(file := base / f"{mode}.conf")), base / "server.conf"
+    )
+    given, _ = config.load(["--config", str(source)])
+    items, lines = config.read_items(source)
+    for name in UNSHAREABLE:
+        if name in items:
+            raise CommandError(f"{source}:{lines[name][0]}: {name}: each instance needs its own; take it out")
+    made = {}
+    for number, changes in enumerate(_changes(given, items, source, count), 1):
+        name = f"{given.mode}{number}"
+        made[base / f"{name}.conf"] = _text(
+            f"Made by bulkvpnctl init-instances from {source}: instance {number} of {count}.",
+            {**items, **_moved(items, source.parent, base), **changes, **_multipath(items, arguments.multipath)},
+        )
+    for file in made:
+        if os.path.lexists(file):
+            raise CommandError(f"{file}: exists already, and nothing is overwritten; move it away first")
+    with contextlib.ExitStack() as undo:
+        for file, text in made.items():
+            files.create(file, text, 0o600)
+            undo.callback(file.unlink, missing_ok=True)
+        for file in made:
+            # What does not start is not left behind.
+            config.load(["--config", str(file)])
+        undo.pop_all()
+    mode = given.mode
+    for file in made:
+        print(f"{file}: made")
+    print(f"Start them, in place of bulkvpnd@{source.stem}, with:\n"
+          f"    systemctl disable --now bulkvpnd@{source.stem}\n"
+          f"    systemctl enable --now {' '.join(f'bulkvpnd@{mode}{number}' for number in range(1, count + 1))}")
+
+
+def _changes(given, items, source, count):
+    """For each instance what is its own: [{option: value or list of values}]."""
+    option = ENDPOINTS[given.mode]
+    endpoints = getattr(given, option)
+    ports = [[port + number for _, port in endpoints] for number in range(count)]
+    taken = {(host, port) for row in ports for (host, _), port in zip(endpoints, row)}
+    if max(map(max, ports)) > 65535 or len(taken) < count * len(endpoints):
+        raise CommandError(f"{source}: {option}: {count} instances need {count} ports from each of these on, and no "
+                           "two may meet; choose other ports")
+    stem = items["device"].replace("%d", "").rstrip("0123456789") if "device" in items else given.mode
+    pools = {name: _parts(source, name, getattr(given, config.BY_NAME[name].field), count) for name in POOLS}
+    return [
+        {
+            option: [_endpoint(host, port) for (host, _), port in zip(endpoints, row)],
+            "device": f"{stem[:13]}{number}",
+            **{name: str(parts[number - 1]) for name, parts in pools.items() if parts},
+        }
+        for number, row in enumerate(ports, 1)
+    ]
+
+
+def _parts(source, name, pool, count):
+    """`count` equal parts of a pool, as few as powers of two allow."""
+    if pool is None:
+        return None
+    longer = (count - 1).bit_length()
+    try:
+        parts = [config.BY_NAME[name].parse(str(part)) for part in _subnets(pool, longer, count)]
+    except ValueError:
+        raise CommandError(f"{source}: {name} = {pool}: is too small to be shared by {count} instances; "
+                           "choose a larger one") from None
+    return parts
+
+
+def _subnets(pool, longer, count):
+    subnets = pool.subnets(prefixlen_diff=longer)
+    return [next(subnets) for _ in range(count)]
+
+
+def _moved(items, there, here):
+    """Paths of PEM files count from the directory of the configuration, so elsewhere they have to be whole."""
+    if there == here:
+        return {}
+    return {name: str(there / value) for name in ("ca", "certificate", "key")
+            if "-----BEGIN" not in (value := items.get(name, "-----BEGIN"))}
+
+
+def _multipath(items, wishes):
+    return {"multipath": [*items.get("multipath", ()), *wishes]} if wishes else {}
+
+
+def _endpoint(host, port):
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _text(comment, items):
+    """Text of a configuration file from what config.read_items() gave."""
+    lines, blocks = [f"# {comment}", "# It may hold a private key: keep it away from others.", ""], []
+    for name, value in items.items():
+        for one in value if isinstance(value, list) else [value]:
+            if "\n" in one:
+                blocks += ["", f"<{name}>", one.strip("\n"), f"</{name}>"]
+            else:
+                lines.append(f"{name} = {one}")
+    return "\n".join([*lines, *blocks]) + "\n"

@@ -1,0 +1,149 @@
+"""bulkvpnctl init-instances: what it writes can be started together, and nothing is overwritten or left half done."""
+
+import argparse
+import itertools
+import pathlib
+
+import pytest
+
+from bulkvpnd import config
+from bulkvpnd.admin import instances, pki
+
+MULTIPATH = "10.2.0.0/16 weight 2 source 10.1.0.1"
+
+
+def command(module, *arguments):
+    parser = argparse.ArgumentParser()
+    module.add_arguments(parser)
+    return module.run(parser.parse_args(list(map(str, arguments))))
+
+
+@pytest.fixture
+def site(tmp_path):
+    """A directory with server.conf and client.conf as `bulkvpnctl pki` makes them."""
+    assert command(pki, "init", "--directory", tmp_path, "--pool-ipv4", "10.9.0.0/24", "--pool-ipv6", "fd09::/64") == 0
+    assert command(pki, "add", "far", "--remote", "192.0.2.1", "--remote", "[2001:db8::1]", "--directory", tmp_path,
+                   "--output", tmp_path / "client.conf") == 0
+    return tmp_path
+
+
+def make(site, count, *arguments, directory=None):
+    return command(instances, count, "--directory", directory or site, *arguments)
+
+
+def loaded(directory, mode, count):
+    return [config.load(["--config", str(directory / f"{mode}{number}.conf")])[0] for number in range(1, count + 1)]
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 64])
+def test_servers_share_no_port_no_address_and_no_device(site, count, capsys):
+    assert make(site, count, "--multipath", MULTIPATH) == 0
+    servers = loaded(site, "server", count)
+    assert [one.listen for one in servers] == [((("::"), 7443 + number),) for number in range(count)]
+    assert [one.device for one in servers] == [f"server{number}" for number in range(1, count + 1)]
+    for name, whole in (("pool_ipv4", "10.9.0.0/24"), ("pool_ipv6", "fd09::/64")):
+        pools = [getattr(one, name) for one in servers]
+        assert not any(one.overlaps(other) for one, other in itertools.combinations(pools, 2))
+        assert all(str(pool.supernet(new_prefix=int(whole.partition("/")[2]))) == whole for pool in pools)
+    single = config.load(["--config", str(site / "server.conf")])[0]
+    for one in servers:
+        assert one.multipath == (config.multipath(MULTIPATH),)
+        assert (one.ca, one.certificate, one.key) == (single.ca, single.certificate, single.key)
+        assert one.path.stat().st_mode & 0o777 == 0o600
+    said = capsys.readouterr().out
+    assert f"{site / 'server1.conf'}: made" in said and "systemctl disable --now bulkvpnd@server\n" in said
+
+
+def test_clients_go_to_the_ports_of_the_servers(site):
+    assert make(site, 4) == 0
+    assert make(site, 4, "--from", site / "client.conf") == 0
+    for server, client in zip(loaded(site, "server", 4), loaded(site, "client", 4)):
+        port = server.listen[0][1]
+        assert client.remote == (("192.0.2.1", port), ("2001:db8::1", port))
+        assert not client.multipath
+
+
+def test_the_client_of_a_directory_without_a_server(site):
+    (site / "server.conf").unlink()
+    assert make(site, 2) == 0
+    assert [one.mode for one in loaded(site, "client", 2)] == ["client", "client"]
+
+
+def test_what_the_administrator_wrote_stays(site):
+    text = (site / "server.conf").read_text()
+    more = "connections = 8\ndevice = office7\nmultipath = fd02::/48\nroutes = 10.1.0.0/16\nroutes = 10.3.0.0/16\n"
+    (site / "server.conf").write_text(more + text)
+    assert make(site, 2, "--multipath", MULTIPATH) == 0
+    for number, one in enumerate(loaded(site, "server", 2), 1):
+        assert (one.connections, one.device) == (8, f"office{number}")
+        assert list(map(str, one.multipath)) == ["fd02::/48 weight 1", MULTIPATH]
+        assert len(one.routes) == 2
+
+
+def test_paths_still_lead_where_they_did(site, tmp_path):
+    text = (site / "client.conf").read_text()
+    for name in ("ca", "certificate", "key"):
+        block = text[text.index(f"<{name}>") : text.index(f"</{name}>") + len(name) + 4]
+        text = text.replace(block, f"{name} = {name}.pem\n")
+        (site / f"{name}.pem").write_text("".join(block.splitlines(keepends=True)[1:-1]))
+        (site / f"{name}.pem").chmod(0o600)
+    (site / "client.conf").write_text(text)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    assert make(site, 2, "--from", site / "client.conf") == 0
+    assert make(site, 2, "--from", site / "client.conf", directory=elsewhere) == 0
+    assert loaded(site, "client", 1)[0].ca[0] == pathlib.Path("ca.pem")
+    for one in loaded(elsewhere, "client", 2):
+        assert config.pem_text(one, "key") == (site / "key.pem").read_text()
+
+
+def refused(site, capsys, *arguments, status=1):
+    before = {path: path.read_bytes() for path in site.rglob("*") if path.is_file()}
+    assert make(site, *arguments) == status
+    said = capsys.readouterr().err
+    assert said.startswith("bulkvpnctl: ") and said.count("\n") == 1
+    assert {path: path.read_bytes() for path in site.rglob("*") if path.is_file()} == before
+    return said
+
+
+def test_nothing_is_overwritten(site, capsys):
+    (site / "server3.conf").write_text("mine")
+    assert f"{site / 'server3.conf'}: exists already" in refused(site, capsys, 4)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "count", "expected"),
+    [
+        ("listen = [::]:7443", "listen = [::]:65535", 2, "listen: 2 instances need 2 ports from each of these on"),
+        ("listen = [::]:7443", "listen = [::]:7443\nlisten = [::]:7444", 2, "listen: 2 instances need 2 ports"),
+        ("10.9.0.0/24", "10.9.0.0/30", 2, "pool-ipv4 = 10.9.0.0/30: is too small to be shared by 2 instances"),
+        ("fd09::/64", "fd09::/124", 8, "pool-ipv6 = fd09::/124: is too small to be shared by 8 instances"),
+        ("mode = server", "mode = server\nstate-directory = /x", 2, "server.conf:7: state-directory: each instance"),
+        ("mode = server", "mode = server\nmultipath = 10.2.0.0/16", 2, "multipath = 10.2.0.0/16: given twice"),
+        ("mode = server", "mode = both", 2, "mode = both: should be one of"),
+    ],
+)
+def test_what_cannot_work_is_said_and_leaves_nothing(site, capsys, old, new, count, expected):
+    file = site / "server.conf"
+    file.write_text(file.read_text().replace(old, new))
+    lines = file.read_text().splitlines()
+    if "state-directory = /x" in lines:
+        expected = expected.replace(":7:", f":{lines.index('state-directory = /x') + 1}:")
+    assert expected in refused(site, capsys, count, "--multipath", MULTIPATH)
+
+
+def test_a_file_that_is_not_there(tmp_path, capsys):
+    assert f"{tmp_path / 'server.conf'}: cannot be read" in refused(tmp_path, capsys, 2)
+
+
+@pytest.mark.parametrize("arguments", [["1"], ["65"], ["four"], ["4", "--multipath", "10.2.0.1/16"]])
+def test_wrong_arguments(arguments, capsys):
+    with pytest.raises(SystemExit):
+        command(instances, *arguments)
+    assert "should be" in capsys.readouterr().err
+
+
+def test_a_directory_that_is_not_there(site, capsys):
+    gone = site / "gone"
+    assert make(site, 2, "--from", site / "server.conf", directory=gone) == 1
+    assert "cannot be created" in capsys.readouterr().err and not gone.exists()
