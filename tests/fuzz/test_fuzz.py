@@ -36,7 +36,8 @@ def fuzz(name, seconds, folder):
     flags = [f"--target={name}", f"-max_total_time={seconds}", "-timeout=10", "-rss_limit_mb=1024"]
     known = [HERE / "corpus" / name] if name in NAMES else []
     # The fuzzer ends without Python's own end, so what a target wrote has to lie where pytest removes it.
-    return subprocess.run([PYTHON, HERE / "fuzz.py", *flags, found, *known], cwd=folder, env={**os.environ, "TMPDIR": str(folder)},
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    return subprocess.run([PYTHON, HERE / "fuzz.py", *flags, found, *known], cwd=folder, env=environment,
                           capture_output=True, text=True, timeout=seconds + 120)
 
 
