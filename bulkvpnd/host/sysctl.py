@@ -1,12 +1,15 @@
-"""Sysctls that several instances share: the last one out gives back what was found.
+"""Sysctls and settings of devices that several instances share: the last one out gives back what was found.
 
     want      old value on disk first, then the write; nothing is written that is right already
     restore   at stop: what no other live instance wants is as it was found
     recover   at start: the same for instances that crashed, known by a lock that the kernel dropped with the process
 
-Owns the files of the shared directory whose names begin with `sysctl-`. Sysctls of net.* belong to a network namespace,
-and so does a ledger: instances in different namespaces never see each other's. Only net.* is ever written, whatever the
-file on disk says: bulkvpnctl(8) reads it as root, and the daemon's user can write it.
+A key is a sysctl, `net.core.rmem_max`, or, where a part has a dot itself, `net/ipv4/conf/eth0.5/rp_filter`; or it is a
+setting of a device, `mtu eth0`, see host.device.KINDS.
+
+Owns the files of the shared directory whose names begin with `sysctl-`. All of this belongs to a network namespace, and
+so does a ledger: instances in different namespaces never see each other's. Of sysctls only net.* is ever written,
+whatever the file on disk says: bulkvpnctl(8) reads it as root, and the daemon's user can write it.
 """
 
 import contextlib
@@ -21,6 +24,8 @@ import socket
 import struct
 import time
 
+from bulkvpnd.host import device
+
 SHARED_DIRECTORY = pathlib.Path("/run/bulkvpn")
 """Made by the package (tmpfiles.d), for every instance of this machine."""
 PROC_SYS = pathlib.Path("/proc/sys")
@@ -33,12 +38,21 @@ STATE_MAX = 1 << 20
 SO_NETNS_COOKIE = 71
 """asm-generic/socket.h, Linux 5.14: a number that no other network namespace had or will have since boot."""
 
-_KEY = re.compile(r"net(\.[A-Za-z0-9_-]+)+|net(/(?!\.\.?/)[^/\0\n]+)+")
+_SYSCTL = re.compile(r"net(\.[A-Za-z0-9_-]+)+|net(/(?!\.\.?(/|$))[^/\0\n]+)+")
+_DEVICE = re.compile(rf"({'|'.join(device.KINDS)}) ([^/\s]{{1,15}})")
 _BESIDE = {
     # A key: others that the kernel changes with it (inet_forward_change in net/ipv4/devinet.c,
     # addrconf_fixup_forwarding in net/ipv6/addrconf.c). They are put back after it.
     "net.ipv4.ip_forward": ("net/ipv4/conf/*/forwarding", "net/ipv4/conf/*/accept_redirects"),
     "net.ipv6.conf.all.forwarding": ("net/ipv6/conf/*/forwarding",),
+}
+
+
+AGREEMENTS = {
+    # How several wishes for one key, and what was found, become one value.
+    "exact": lambda found, wanted: wanted,  # the last wish counts
+    "larger": lambda found, wanted: _last_number(max, found, wanted),  # for limits and the third value of tcp_rmem
+    "smaller": lambda found, wanted: _last_number(min, found, wanted),  # for timeouts
 }
 
 
@@ -93,24 +107,22 @@ class Ledger:
         self._live_prefix = f"{prefix}-"
         self._live = None  # descriptor of the lock that says this instance lives
 
-    def want(self, key, value, at_least=False):
-        """Sets `key` to `value` until restore(). Returns an Outcome; raises nothing.
+    def want(self, key, value, agreement="exact"):
+        """Sets `key` to `value`, a str, until restore(). Returns an Outcome; raises nothing.
 
-        key: net.core.rmem_max, or with slashes where a part has a dot itself: net/ipv4/conf/eth0.5/rp_filter. value:
-        str. at_least: only the last number counts, and a larger one that is there stays: for limits and for the third
-        value of tcp_rmem.
+        agreement: of AGREEMENTS: with "larger" only the last number counts, and a larger one that is there stays.
         """
         found = None
         try:
             found = self.read(key)
             with self._locked() as state:
-                return self._want(state, key, value, at_least)
+                return self._want(state, key, value, agreement)
         except OSError as error:
             return Outcome(key, found, value, found, _reason(error))
         except LedgerError as error:
             return Outcome(key, found, value, found, str(error))
 
-    def _want(self, state, key, value, at_least):
+    def _want(self, state, key, value, agreement):
         self._announce()
         now = self.read(key)
         entry = state.get(key)
@@ -121,7 +133,7 @@ class Ledger:
             entry.update(found=now, set=now)
         before = dict(entry["wants"])
         entry["wants"].pop(self._owner, None)
-        entry["wants"][self._owner] = [value, at_least]
+        entry["wants"][self._owner] = [value, agreement]
         target = _agreed(entry)
         state[key] = entry
         if target != now:
@@ -174,7 +186,7 @@ class Ledger:
             return []
 
     def entries(self):
-        """{key: {"found", "set", "wants": {instance: [value, at_least]}}} of all instances. Raises LedgerError."""
+        """{key: {"found", "set", "wants": {instance: [value, agreement]}}} of all instances. Raises LedgerError."""
         try:
             return self._load()
         except OSError as error:
@@ -182,7 +194,8 @@ class Ledger:
 
     def read(self, key):
         """The value of `key`, its numbers separated by one space. Raises OSError."""
-        return " ".join(self._path(key).read_text().split())
+        place = self._device(key)
+        return place[0].read(place[1]) if place else " ".join(self._path(key).read_text().split())
 
     # What the file on disk says, and who may change it
 
@@ -290,12 +303,22 @@ class Ledger:
 
     # The tree
 
+    @staticmethod
+    def _device(key):
+        """(how to read and write it, the device's name), None for a sysctl."""
+        match = _DEVICE.fullmatch(key)
+        return match and (device.KINDS[match[1]], match[2])
+
     def _path(self, key):
-        if not _KEY.fullmatch(key):
+        if not _SYSCTL.fullmatch(key):
             raise OSError(errno.EINVAL, f"not a key of net.*: {key!a}")
         return self._root / (key if "/" in key else key.replace(".", "/"))
 
     def _write(self, key, value):
+        place = self._device(key)
+        if place:
+            place[0].write(place[1], value)
+            return
         # One write(2), and no O_CREAT: in a tree without the key, as in a container, there is nothing to make.
         descriptor = os.open(self._path(key), os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
         try:
@@ -321,27 +344,29 @@ class Ledger:
 
 
 def _agreed(entry):
-    """What an entry's wishes make of the value that was found: the last wish counts, or the largest."""
+    """What an entry's wishes make of the value that was found."""
     value = entry["found"]
-    for wanted, at_least in entry["wants"].values():
-        value = larger(value, wanted) if at_least else wanted
+    for wanted, agreement in entry["wants"].values():
+        value = AGREEMENTS[agreement](value, wanted)
     return value
 
 
-def larger(found, wanted):
-    """`found` with its last number raised to that of `wanted`; `wanted` if they are not numbers."""
+def _last_number(choose, found, wanted):
+    """`found` with its last number replaced by what `choose` takes; `wanted` if they are not numbers."""
     try:
         *first, last = found.split()
-        return " ".join([*first, str(max(int(last), int(wanted.split()[-1])))])
+        return " ".join([*first, str(choose(int(last), int(wanted.split()[-1])))])
     except (ValueError, IndexError):
         return wanted
 
 
 def _checked(key, entry):
     """An entry of the file, if it is one. Raises ValueError and what a wrong type brings."""
-    wants = {owner: [str(value), bool(at_least)] for owner, (value, at_least) in entry["wants"].items()}
+    wants = {owner: [str(value), agreement] for owner, (value, agreement) in entry["wants"].items()}
     beside = {other: str(value) for other, value in entry["beside"].items()}
-    if not all(map(_KEY.fullmatch, (key, *beside))):
+    if not all(_SYSCTL.fullmatch(one) or _DEVICE.fullmatch(one) for one in (key, *beside)):
+        raise ValueError
+    if not all(agreement in AGREEMENTS for _, agreement in wants.values()):
         raise ValueError
     return {"found": str(entry["found"]), "set": str(entry["set"]), "wants": wants, "beside": beside}
 

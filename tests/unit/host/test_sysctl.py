@@ -29,7 +29,7 @@ OTHER = """
 import pathlib, sys
 from bulkvpnd.host.sysctl import Ledger
 ledger = Ledger(pathlib.Path(sys.argv[1]), sys.argv[2], root=pathlib.Path(sys.argv[3]))
-print(ledger.want(sys.argv[4], sys.argv[5], at_least=True), flush=True)
+print(ledger.want(sys.argv[4], sys.argv[5], agreement="larger"), flush=True)
 sys.stdin.read()
 ledger.restore()
 print("restored", flush=True)
@@ -92,7 +92,7 @@ def read(tree, key):
 
 def test_a_value_is_set_and_given_back(tree, shared, ledger_of):
     ledger = ledger_of()
-    outcome = ledger.want("net.core.rmem_max", "16777216", at_least=True)
+    outcome = ledger.want("net.core.rmem_max", "16777216", agreement="larger")
     assert (outcome.found, outcome.wanted, outcome.set, outcome.why_not) == ("212992", "16777216", "16777216", None)
     assert read(tree, "net.core.rmem_max") == "16777216"
     assert ledger.restore() == ["net.core.rmem_max"]
@@ -101,17 +101,19 @@ def test_a_value_is_set_and_given_back(tree, shared, ledger_of):
 
 
 @pytest.mark.parametrize(
-    ("key", "wanted", "at_least", "value"),
+    ("key", "wanted", "agreement", "value"),
     [
-        ("net.core.rmem_max", "212992", False, "212992"),
-        ("net.core.rmem_max", "4096", True, "212992"),
-        ("net.core.rmem_max", "4096", False, "4096"),
-        ("net.ipv4.tcp_rmem", "16777216", True, "4096 131072 16777216"),
-        ("net.ipv4.tcp_rmem", "1", True, "4096 131072 6291456"),
+        ("net.core.rmem_max", "212992", "exact", "212992"),
+        ("net.core.rmem_max", "4096", "larger", "212992"),
+        ("net.core.rmem_max", "4096", "exact", "4096"),
+        ("net.ipv4.tcp_rmem", "16777216", "larger", "4096 131072 16777216"),
+        ("net.ipv4.tcp_rmem", "1", "larger", "4096 131072 6291456"),
+        ("net.core.rmem_max", "4096", "smaller", "4096"),
+        ("net.core.rmem_max", "300000", "smaller", "212992"),
     ],
 )
-def test_what_is_agreed(tree, ledger_of, key, wanted, at_least, value):
-    outcome = ledger_of().want(key, wanted, at_least=at_least)
+def test_what_is_agreed(tree, ledger_of, key, wanted, agreement, value):
+    outcome = ledger_of().want(key, wanted, agreement)
     assert outcome.set == value and outcome.why_not is None
     assert read(tree, key).split() == value.split()
 
@@ -120,7 +122,7 @@ def test_what_is_right_already_is_not_written(tree, ledger_of):
     path = tree / "net/core/rmem_max"
     path.chmod(0o444)
     before = path.stat().st_mtime_ns
-    assert ledger_of().want("net.core.rmem_max", "4096", at_least=True).why_not is None
+    assert ledger_of().want("net.core.rmem_max", "4096", agreement="larger").why_not is None
     assert path.stat().st_mtime_ns == before
 
 
@@ -161,7 +163,7 @@ def test_a_read_only_key_is_one_line_and_nothing_is_remembered(tree, shared, led
 
 
 @pytest.mark.parametrize(
-    "key", ["kernel.core_pattern", "net/../kernel/core_pattern", "net..core", "/net/core/rmem_max", "net"]
+    "key", ["kernel.core_pattern", "net/../kernel/core_pattern", "net/..", "net..core", "/net/core/rmem_max", "net"]
 )
 def test_nothing_but_net_is_touched(tree, ledger_of, key):
     assert "not a key of net.*" in ledger_of().want(key, "x").why_not
@@ -180,7 +182,7 @@ def test_the_last_one_out_restores(tree, ledger_of, start_other):
     key = "net.core.rmem_max"
     other = start_other("client", key, "1000000")
     ledger = ledger_of()
-    outcome = ledger.want(key, "2000000", at_least=True)
+    outcome = ledger.want(key, "2000000", agreement="larger")
     assert (outcome.found, outcome.set) == ("212992", "2000000")
     ledger.restore()
     assert read(tree, key) == "1000000"
@@ -192,7 +194,7 @@ def test_whoever_began_it_may_leave_first(tree, ledger_of, start_other):
     key = "net.core.rmem_max"
     other = start_other("client", key, "1000000")
     ledger = ledger_of()
-    assert ledger.want(key, "1000000", at_least=True).found == "212992"
+    assert ledger.want(key, "1000000", agreement="larger").found == "212992"
     other.communicate("")
     assert read(tree, key) == "1000000"
     ledger.restore()
@@ -221,7 +223,7 @@ def test_a_crashed_instance_of_the_same_name_does_not_hide_what_was_found(tree, 
     other.wait()
     ledger = ledger_of("server")
     # Even without recover().
-    assert ledger.want(key, "1000000", at_least=True).found == "212992"
+    assert ledger.want(key, "1000000", agreement="larger").found == "212992"
     ledger.restore()
     assert read(tree, key) == "212992"
 
@@ -230,7 +232,7 @@ def test_a_crash_beside_a_live_instance_leaves_it_what_it_wants(tree, ledger_of,
     key = "net.core.rmem_max"
     other = start_other("client", key, "3000000")
     ledger = ledger_of()
-    ledger.want(key, "1000000", at_least=True)
+    ledger.want(key, "1000000", agreement="larger")
     other.kill()
     other.wait()
     ledger_of("third").recover()
@@ -260,7 +262,7 @@ def test_what_somebody_else_set_meanwhile_is_found_by_the_next(tree, ledger_of, 
     other = start_other("client", key, "1000000")
     path.write_text("2000000\n")
     ledger = ledger_of()
-    outcome = ledger.want(key, "3000000", at_least=True)
+    outcome = ledger.want(key, "3000000", agreement="larger")
     assert (outcome.found, outcome.set) == ("2000000", "3000000")
     other.communicate("")
     ledger.restore()
@@ -317,7 +319,7 @@ def state_file(shared, ledger):
     return file
 
 
-ENTRY = {"found": "1", "set": "core", "wants": {"gone": ["core", False]}, "beside": {}}
+ENTRY = {"found": "1", "set": "core", "wants": {"gone": ["core", "exact"]}, "beside": {}}
 
 
 @pytest.mark.parametrize(
@@ -327,6 +329,8 @@ ENTRY = {"found": "1", "set": "core", "wants": {"gone": ["core", False]}, "besid
         json.dumps({"kernel.core_pattern": ENTRY}), json.dumps({"net/../kernel/core_pattern": ENTRY}),
         json.dumps({"net.core.rmem_max": {**ENTRY, "beside": {"kernel.core_pattern": "x"}}}),
         json.dumps({"net.core.rmem_max": {**ENTRY, "wants": {"gone": "x"}}}),
+        json.dumps({"net.core.rmem_max": {**ENTRY, "wants": {"gone": ["x", "frobnicate"]}}}),
+        json.dumps({"net/core/..": ENTRY}), json.dumps({"mtu ../x": ENTRY}), json.dumps({"colour eth0": ENTRY}),
     ],
 )  # fmt: skip
 def test_a_file_that_this_program_did_not_write(tree, shared, ledger_of, text):
@@ -357,15 +361,16 @@ def test_shared_directory_falls_back_beside_the_runtime_directory(tmp_path):
     assert sysctl.shared_directory(runtime, preferred) == preferred
 
 
-@given(st.text(), st.text())
-def test_larger_takes_any_text(found, wanted):
-    assert isinstance(sysctl.larger(found, wanted), str)
+@given(st.sampled_from(sorted(sysctl.AGREEMENTS)), st.text(), st.text())
+def test_any_text_can_be_agreed_on(agreement, found, wanted):
+    assert isinstance(sysctl.AGREEMENTS[agreement](found, wanted), str)
 
 
 @given(st.lists(st.integers(0, 1 << 40), min_size=1, max_size=4), st.integers(0, 1 << 40))
-def test_larger_touches_only_the_last_number(numbers, wanted):
-    result = [int(one) for one in sysctl.larger(" ".join(map(str, numbers)), str(wanted)).split()]
-    assert result == [*numbers[:-1], max(numbers[-1], wanted)]
+def test_an_agreement_touches_only_the_last_number(numbers, wanted):
+    for agreement, choose in (("larger", max), ("smaller", min)):
+        result = sysctl.AGREEMENTS[agreement](" ".join(map(str, numbers)), str(wanted))
+        assert [int(one) for one in result.split()] == [*numbers[:-1], choose(numbers[-1], wanted)]
 
 
 def test_no_descriptor_is_left(ledger_of):
