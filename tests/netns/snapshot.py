@@ -21,8 +21,9 @@ COMMANDS = {
     "nexthop": ["ip", "-j", "nexthop"],
     "nftables": ["nft", "-j", "list", "ruleset"],
 }
-PASSING = {"metainfo", "handle"}
-"""Keys of `nft -j` that count changes or name the program, and say nothing of what is there."""
+PASSING = {"metainfo", "handle", "operstate", "ifindex"}
+"""Keys that say nothing of what is there: they count changes, or follow the other end of a pair by and by."""
+PASSING_FLAGS = {"LOWER_UP", "NO-CARRIER", "M-DOWN", "linkdown"}
 VOLATILE = ("net/netfilter/nf_conntrack_count", "net/ipv6/conf/*/stable_secret", "net/ipv4/tcp_fastopen_key")
 """Sysctls that change by themselves or cannot be read."""
 LOADED = ("net/netfilter/", "net/ipv4/vs/", "net/bridge/", "net/nf_conntrack_max")
@@ -57,8 +58,9 @@ def differences(before, after):
 
 def _named(part, text):
     entries = json.loads(text or "[]")
+    entries = _without_passing(entries)
     if part == "nftables":
-        entries = [_without_passing(entry) for entry in entries["nftables"] if "metainfo" not in entry]
+        entries = [entry for entry in entries["nftables"] if entry]
         # The order of rules in a chain counts, so each has its place in its name.
         return {f"{place} {json.dumps(entry, sort_keys=True)}": True for place, entry in enumerate(entries)}
     if part in ("link", "address"):
@@ -69,7 +71,9 @@ def _named(part, text):
 def _without_passing(value):
     if isinstance(value, dict):
         return {key: _without_passing(inner) for key, inner in value.items() if key not in PASSING}
-    return [_without_passing(inner) for inner in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [_without_passing(inner) for inner in value if not isinstance(inner, str) or inner not in PASSING_FLAGS]
+    return value
 
 
 def _sysctls(host):
