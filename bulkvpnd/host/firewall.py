@@ -210,6 +210,13 @@ def run(commands):
     return output["nftables"] if output else []
 
 
+def run_text(text):
+    """Runs text of nft(8) in one transaction, for what libnftables' JSON cannot say. Raises like `run`."""
+    status, _, error = _library().cmd(text)
+    if status:
+        raise _as_os_error(error)
+
+
 def _as_os_error(text):
     """libnftables has only text, and its last words are those of strerror(3)."""
     line = text.strip().splitlines()[0] if text.strip() else "unknown error"
