@@ -13,6 +13,7 @@ COMMANDS = {
     "status": ("status", "show the sessions, connections and counters of running instances"),
     "multipath": ("multipath", "show which networks the instances here carry together"),
     "init-instances": ("instances", "write the configurations of several instances that work as one"),
+    "tune": ("tune", "show what the kernel is tuned with, or tune it by hand"),
     "demo": ("demo", "measure a tunnel between two network namespaces on this machine"),
     "example": ("example", "print a commented configuration with every option"),
 }

@@ -238,6 +238,13 @@ def device_name(raw):
     return raw
 
 
+def interface_name(raw):
+    """The name of a device that is there already."""
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,15}", raw) or raw in (".", ".."):
+        raise ValueError("an interface name of at most 15 characters, for example eth0")
+    return raw
+
+
 def certificate_name(raw):
     if not NAME.fullmatch(raw):
         raise ValueError("a name of 1 to 64 letters, digits, dots, underscores and hyphens")
@@ -376,6 +383,30 @@ OPTIONS = (
            "marked (ECN) or dropped"),
     Option("queue-interval", integer(10, 10000, "milliseconds"), "100", "MILLISECONDS", "Performance",
            "how long the wait may be above queue-target; about the longest round trip of what goes through the tunnel"),
+    Option("tuning", boolean, "yes", "yes|no", "Tuning",
+           "tune the kernel while the daemon runs, with the options of this group; `bulkvpnctl tune show` tells what "
+           "is found, wanted and set"),
+    Option("socket-memory", size(65536, 1 << 30), "16M", "BYTES", "Tuning",
+           "at least this much may each TCP socket of the machine buffer: net.core.rmem_max and wmem_max, and the "
+           "third value of net.ipv4.tcp_rmem and tcp_wmem"),
+    Option("option-memory", size(4096, 1 << 30), "128K", "BYTES", "Tuning",
+           "at least this much memory may each socket have for options: net.core.optmem_max"),
+    Option("backlog", integer(1, 1000000, "packets"), "10000", "PACKETS", "Tuning",
+           "at least so many packets may wait for a CPU: net.core.netdev_max_backlog"),
+    Option("rp-filter", choice("loose", "system"), "loose", "loose|system", "Tuning",
+           "loose takes packets from the tunnel also where the route back leads elsewhere just now; system leaves it "
+           "to the host's rp_filter"),
+    Option("wan-interface", or_auto(interface_name), "auto", "NAME|auto", "Tuning",
+           "the interface that leads to the other end; auto finds it by the routes"),
+    Option("wan-mtu", integer(1280, 65521, "bytes"), None, "BYTES", "Tuning",
+           "MTU to give that interface; without it there is only a warning when it is not 1500"),
+    Option("udp-gro-forwarding", boolean, "yes", "yes|no", "Tuning",
+           "put UDP packets that come in by that interface together before they are forwarded, on a server that "
+           "forwards",
+           role="server"),
+    Option("conntrack-timeouts", choice("short", "system"), "short", "short|system", "Tuning",
+           "short makes a server that translates addresses forget connections of its clients sooner after their end",
+           role="server"),
     Option("keepalive", duration(1, 3600), "5", "SECONDS", "Timing",
            "how often a connection sends a PING, which keeps it alive and measures its round trip; pushed to clients",
            role="server"),
@@ -552,13 +583,15 @@ def load(arguments):
     for option in OPTIONS:
         raw = getattr(namespace, option.field)
         lines = file_parser.lines.get(option.name) if option.name in from_file else None
-        values[option.field] = _value(option, raw, file, lines)
+        values[option.field] = value_of(option, raw, file, lines)
     configuration = Configuration(name=file.name.removesuffix(".conf"), path=file, **values)
     _check_together(configuration, file, file_parser.lines, from_file, namespace)
     return _with_directories(configuration), namespace
 
 
-def _value(option, raw, file, lines):
+def value_of(option, raw, file, lines):
+    """The option's value. raw: str or None, a list of them where it may be repeated. lines: where they stand in `file`,
+    None for the command line. Raises ConfigurationError."""
     if raw is None:
         if option.default is None:
             return () if option.repeat else None

@@ -24,6 +24,7 @@ HEADS = {
         """,
 }
 EXAMPLES = {
+    "wan-mtu": "1500",
     # What a line shows where the table has no default.
     "remote": "vpn.example.org:7443",
     "pool-ipv4": "10.86.0.0/24",

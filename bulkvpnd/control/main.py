@@ -23,7 +23,7 @@ import gevent
 from gevent.event import Event
 
 from bulkvpnd import __version__, config, pki, service
-from bulkvpnd.control import ciphers
+from bulkvpnd.control import ciphers, tuning
 from bulkvpnd.control.client import Client
 from bulkvpnd.control.multipath import Multipath, literal_addresses
 from bulkvpnd.control.revocation import Revocations
@@ -146,6 +146,7 @@ class Main:
 
     def _change_host(self, changes):
         """Everything that is wanted on the machine beyond the device, in order; roles add theirs as they go on."""
+        tuning.tune(self._configuration, self._tun.name, changes)
 
     def _probe_offload(self):
         if not self._configuration.offload:

@@ -60,6 +60,17 @@ KINDS = {
 }
 
 
+def resolve(endpoints):
+    """The addresses of (host, port) pairs, as texts; those that cannot be resolved are left out."""
+    addresses = []
+    for host, port in endpoints:
+        # UnicodeError: a label of no or more than 63 characters.
+        with contextlib.suppress(OSError, UnicodeError):
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            addresses += [address[0].partition("%")[0] for *_, address in found]
+    return list(dict.fromkeys(addresses))
+
+
 def towards(addresses):
     """Names of the devices that lead to `addresses` (texts, IPv4 and IPv6), each once; without any, of the default
     routes. Loopback is left out, and what cannot be reached. Raises OSError."""

@@ -192,6 +192,13 @@ class Ledger:
         except OSError as error:
             raise LedgerError(f"{self._state_path}: {_reason(error)}") from None
 
+    def is_wanted(self, key):
+        """Whether any instance wants `key` now. Raises nothing."""
+        try:
+            return key in self.entries()
+        except LedgerError:
+            return False
+
     def read(self, key):
         """The value of `key`, its numbers separated by one space. Raises OSError."""
         place = self._device(key)

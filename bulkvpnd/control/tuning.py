@@ -1,0 +1,25 @@
+"""Finds out what is to be tuned for, and has it done: see host.tuning and host.conntrack."""
+
+import gevent
+
+from bulkvpnd.host import conntrack, device, tuning
+
+RESOLVE_MAX = 3.0
+"""Seconds to look for the servers' addresses, by which the outer interface is found (choice)."""
+
+
+def tune(configuration, name, changes):
+    """Tunes the machine for an instance, as far as it lets itself be tuned; raises nothing.
+
+    name: of the TUN device. changes: host.changes.Changes.
+    """
+    addresses = []
+    # Without an answer it is the default route that leads there, most likely.
+    with gevent.Timeout(RESOLVE_MAX, False):
+        addresses = device.resolve(configuration.remote)
+    if configuration.tuning:
+        tuning.apply(configuration, tuning.situation(configuration, name, addresses, changes.ledger), changes.ledger)
+    short = configuration.tuning and configuration.conntrack_timeouts == "short"
+    # Without translation the kernel may have no reason to remember connections at all, and shall not get one.
+    changes.make(conntrack.ConntrackTimeouts(configuration.name, changes.ledger), name,
+                 wanted=short and configuration.mode == "server" and getattr(configuration, "nat", False))

@@ -1,0 +1,276 @@
+"""What the machine is tuned with, as one table; docs/design.md, "Tuning", has the reasons for the values.
+
+    options, situation --> TIPS --> wishes --> ledger (host.sysctl) --> outcomes: found, wanted, set, why not
+
+All of it goes through the ledger, so it is undone when the last instance that wants it stops, and after a crash. What
+is set on a socket or on the TUN device goes with that, and is here only to be looked at.
+"""
+
+import dataclasses
+import logging
+import socket
+from collections.abc import Callable
+
+from bulkvpnd.host import device
+from bulkvpnd.host.sysctl import AGREEMENTS, LedgerError, Outcome
+
+log = logging.getLogger(__name__)
+
+USUAL_MTU = 1500
+"""Bytes: what a path through the Internet carries (Ethernet's, RFC 894)."""
+FORWARDING = ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding")
+STRICT, LOOSE = "1", "2"
+"""Values of rp_filter, after RFC 3704 (ip-sysctl.rst)."""
+ALWAYS = "2"
+"""Value of accept_ra: also on a machine that forwards (ip-sysctl.rst)."""
+SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
+"""asm-generic/socket.h"""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Situation:
+    """What is tuned for.
+
+    device: the TUN device, None if there is none yet. outer: names of the devices that lead to the other end. forwards:
+    whether this machine forwards what comes out of the tunnel.
+    """
+
+    device: str | None = None
+    outer: tuple = ()
+    forwards: bool = False
+
+
+def situation(options, name, addresses, ledger):
+    """Looks around. Raises nothing.
+
+    options: the configuration. name: of the TUN device, or None. addresses: texts, of the servers that a client may
+    connect to; without any the default routes lead to the other end.
+    """
+    if options.wan_interface is not None:
+        outer = (options.wan_interface,)
+    else:
+        try:
+            outer = tuple(one for one in device.towards(addresses) if one != name)
+        except OSError as error:
+            log.info("the interface that leads to the other end is not known: %s", error.strerror or error)
+            outer = ()
+    forwards = options.mode == "server" and (getattr(options, "nat", False) or _is_forwarding(ledger))
+    return Situation(name, outer, forwards)
+
+
+def _is_forwarding(ledger):
+    for key in FORWARDING:
+        try:
+            if ledger.read(key) != "0":
+                return True
+        except OSError:
+            # A kernel without IPv6.
+            continue
+    return False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Tip:
+    """One row: which keys get which value.
+
+    option: that says otherwise. keys: of the ledger; {device} and {outer} are filled in, and a key with {outer} is one
+    for each. value: (options) -> text, or None for no wish. needed: (key, situation, ledger) -> whether it does
+    anything here.
+    """
+
+    option: str
+    keys: tuple
+    value: Callable
+    agreement: str = "exact"
+    needed: Callable = lambda key, situation, ledger: True
+
+
+def _is_strict(key, situation, ledger):
+    """The kernel takes the larger of a device's value and that of `all` (ip-sysctl.rst)."""
+    values = {ledger.read(one) for one in (key, "net.ipv4.conf.all.rp_filter")}
+    return max(values) == STRICT or ledger.is_wanted(key)
+
+
+def _forwards(key, situation, ledger):
+    return situation.forwards
+
+
+def _takes_advertisements(key, situation, ledger):
+    return situation.forwards and (ledger.read(key) == "1" or ledger.is_wanted(key))
+
+
+TIPS = (
+    Tip("socket-memory",
+        ("net.core.rmem_max", "net.core.wmem_max", "net.ipv4.tcp_rmem", "net.ipv4.tcp_wmem"),
+        lambda options: str(options.socket_memory), "larger"),
+    Tip("option-memory", ("net.core.optmem_max",), lambda options: str(options.option_memory), "larger"),
+    Tip("backlog", ("net.core.netdev_max_backlog",), lambda options: str(options.backlog), "larger"),
+    # Packets may come back by another instance's device while a member of a group is down.
+    Tip("rp-filter", ("net/ipv4/conf/{device}/rp_filter",),
+        lambda options: LOOSE if options.rp_filter == "loose" else None, needed=_is_strict),
+    Tip("wan-mtu", ("mtu {outer}",), lambda options: options.wan_mtu and str(options.wan_mtu)),
+    Tip("udp-gro-forwarding", ("rx-udp-gro-forwarding {outer}",),
+        lambda options: "on" if options.udp_gro_forwarding else None, needed=_forwards),
+    # A machine that forwards IPv6 no longer takes its own default route from router advertisements, except with 2.
+    Tip("tuning", ("net/ipv6/conf/{outer}/accept_ra",), lambda options: ALWAYS, needed=_takes_advertisements),
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Wish:
+    """One key that a tip is about here. option: the tip's. value: None without a wish."""
+
+    option: str
+    key: str
+    value: str | None
+    agreement: str
+
+
+def wishes(options, situation, ledger):
+    """What the table wants in a situation.
+
+    options: has what Tip.value reads, such as the configuration. Returns [Wish, ...].
+    """
+    found = []
+    for tip in TIPS:
+        value = tip.value(options)
+        for key in _filled(tip.keys, situation):
+            try:
+                needed = tip.needed(key, situation, ledger)
+            except OSError:
+                # Without the key there is nothing to be better.
+                needed = False
+            if needed:
+                found.append(Wish(tip.option, key, value or None, tip.agreement))
+    return found
+
+
+def apply(options, situation, ledger):
+    """Tunes the machine until the ledger is restored; raises nothing. Each key that cannot be set is one line of the
+    log. Returns [(Wish, Outcome), ...]."""
+    made = []
+    for wish in wishes(options, situation, ledger):
+        if wish.value is None:
+            continue
+        outcome = ledger.want(wish.key, wish.value, wish.agreement)
+        made.append((wish, outcome))
+        if outcome.why_not:
+            log.info("not tuned: %s", outcome)
+        elif outcome.set != outcome.found:
+            log.info("tuned: %s, was %s", outcome, outcome.found)
+    _warn_of_mtu(options, situation, ledger)
+    return made
+
+
+def examine(options, situation, ledger):
+    """What apply() would do and what is in force, changing nothing. Returns [(Wish, Outcome), ...]."""
+    try:
+        entries = ledger.entries()
+    except LedgerError as error:
+        log.debug("%s", error)
+        entries = {}
+    rows = [(wish, _examined(wish, entries, ledger)) for wish in wishes(options, situation, ledger)]
+    known = {wish.key for wish, _ in rows}
+    for key, entry in entries.items():
+        if key not in known:
+            # What other parts want, forwarding for one.
+            value, agreement = list(entry["wants"].values())[-1]
+            wish = Wish("", key, value, agreement)
+            rows.append((wish, _examined(wish, entries, ledger)))
+    return [*rows, *_sockets(options), *_tunnel(options, situation)]
+
+
+def _examined(wish, entries, ledger):
+    try:
+        now = ledger.read(wish.key)
+    except OSError as error:
+        return Outcome(wish.key, None, wish.value, None, error.strerror)
+    entry = entries.get(wish.key)
+    found = entry["found"] if entry else now
+    if wish.value is None:
+        why_not = f"{wish.option} does not ask for it"
+    elif AGREEMENTS[wish.agreement](now, wish.value) == now:
+        why_not = None
+    else:
+        why_not = "no instance wants it" if entry is None else "something else has set it since"
+    return Outcome(wish.key, found, wish.value, now, why_not)
+
+
+def _filled(keys, situation):
+    """Keys with the names of devices; those for which there is none are left out."""
+    for key in keys:
+        for outer in situation.outer if "{outer}" in key else ("",):
+            if situation.device or "{device}" not in key:
+                yield key.format(device=situation.device, outer=outer)
+
+
+def _warn_of_mtu(options, situation, ledger):
+    for name in situation.outer:
+        try:
+            mtu = int(ledger.read(f"mtu {name}"))
+        except OSError:
+            continue
+        if mtu != USUAL_MTU and options.wan_mtu is None:
+            log.warning("%s, which leads to the other end, has an MTU of %d and not %d; if the path does not carry "
+                        "that, set wan-mtu = %d", name, mtu, USUAL_MTU, USUAL_MTU)
+
+
+# What is set on each socket, tried on one that is thrown away
+
+
+def _sockets(options):
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+        yield Wish("congestion", "TCP_CONGESTION", options.congestion, "exact"), _congestion(sock, options.congestion)
+        for option, name, force in (("sndbuf", socket.SO_SNDBUF, SO_SNDBUFFORCE),
+                                    ("rcvbuf", socket.SO_RCVBUF, SO_RCVBUFFORCE)):
+            value = getattr(options, option)
+            key = f"SO_{option.upper()}"
+            yield Wish(option, key, _text(value), "exact"), _buffer(sock, key, value, name, force)
+
+
+def _congestion(sock, wanted):
+    def now():
+        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0").decode("ascii", "replace")
+
+    found = now()
+    if wanted == "system":
+        return Outcome("TCP_CONGESTION", found, wanted, found)
+    try:
+        # With CAP_NET_ADMIN the kernel loads the module for it.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, wanted.encode("ascii"))
+    except OSError as error:
+        return Outcome("TCP_CONGESTION", found, wanted, found, error.strerror)
+    return Outcome("TCP_CONGESTION", found, wanted, now())
+
+
+def _buffer(sock, key, wanted, name, force):
+    if wanted is None:
+        return Outcome(key, "auto", "auto", "auto")
+    why_not = None
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, force, wanted)
+    except PermissionError:
+        sock.setsockopt(socket.SOL_SOCKET, name, wanted)
+        why_not = "without CAP_NET_ADMIN the kernel's limit counts"
+    now = sock.getsockopt(socket.SOL_SOCKET, name) // 2  # The kernel shows twice what was set, socket(7).
+    return Outcome(key, "auto", str(wanted), str(now), why_not if now < wanted else None)
+
+
+def _text(value):
+    return "auto" if value is None else str(value)
+
+
+# What goes with the TUN device
+
+
+def _tunnel(options, situation):
+    for kind in ("mtu", "txqueuelen") if situation.device else ():
+        key, wanted = f"{kind} {situation.device}", str(getattr(options, kind))
+        try:
+            now = device.KINDS[kind].read(situation.device)
+        except OSError as error:
+            yield Wish(kind, key, wanted, "exact"), Outcome(key, None, wanted, None, error.strerror)
+        else:
+            # Nobody had it before: the device came with the instance.
+            why_not = None if now == wanted else "something else has set it since"
+            yield Wish(kind, key, wanted, "exact"), Outcome(key, None, wanted, now, why_not)
