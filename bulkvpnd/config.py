@@ -422,9 +422,10 @@ OPTIONS = (
            "how long a session lives without any connection",
            role="server"),
     Option("rekey-bytes", size(1 << 16, 1 << 36), "64G", "BYTES", "Timing",
-           "a direction of a connection gets its next key after this many bytes"),
+           "a direction of a connection gets its next key after this many bytes; the smaller of the two ends' values "
+           "counts"),
     Option("rekey-interval", duration(1, 86400), "15m", "SECONDS", "Timing",
-           "a direction of a connection gets its next key after this time"),
+           "a direction of a connection gets its next key after this time; the smaller of the two ends' values counts"),
     Option("max-handshakes", early_drop, "64:30:256", "START:RATE:FULL", "Limits",
            "connections that may be unauthenticated at the same time: from START on one is dropped with a chance of "
            "RATE percent, which grows to 100 at FULL",

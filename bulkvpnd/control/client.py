@@ -194,6 +194,8 @@ class Client:
             ciphers=self._ciphers,
             connections=self._configuration.connections,
             frame_size=self._configuration.frame_size,
+            rekey_bytes=self._configuration.rekey_bytes,
+            rekey_interval=self._configuration.rekey_interval,
             offloads=self._tun.offloads,
         )
 
@@ -204,6 +206,8 @@ class Client:
             or welcome.index != hello.index
             or welcome.connections > hello.connections
             or welcome.frame_size > hello.frame_size
+            or welcome.rekey_bytes > hello.rekey_bytes
+            or welcome.rekey_interval > hello.rekey_interval
             or session is not None
             and (welcome.session != session.session or (welcome.ipv4, welcome.ipv6) != (session.ipv4, session.ipv6))
         ):
@@ -241,8 +245,8 @@ class Client:
                 "peer_offloads": welcome.offloads,
                 "keepalive": welcome.keepalive,
                 "keepalive_timeout": welcome.keepalive_timeout,
-                "rekey_bytes": self._configuration.rekey_bytes,
-                "rekey_interval": self._configuration.rekey_interval,
+                "rekey_bytes": welcome.rekey_bytes,
+                "rekey_interval": welcome.rekey_interval,
                 "sndbuf": welcome.sndbuf,
                 "queue_target": self._configuration.queue_target / 1000,
                 "queue_interval": self._configuration.queue_interval / 1000,

@@ -129,6 +129,8 @@ class Server:
             "cipher": handshake.agree_cipher(self._ciphers, hello.ciphers),
             "connections": min(configuration.connections, hello.connections),
             "frame_size": min(configuration.frame_size, hello.frame_size),
+            "rekey_bytes": min(configuration.rekey_bytes, hello.rekey_bytes),
+            "rekey_interval": min(configuration.rekey_interval, hello.rekey_interval),
             "peer_offloads": hello.offloads,
         }
         if hello.index >= terms["connections"]:
@@ -154,6 +156,8 @@ class Server:
             rcvbuf=configuration.rcvbuf,
             keepalive=configuration.keepalive,
             keepalive_timeout=configuration.keepalive_timeout,
+            rekey_bytes=session.terms["rekey_bytes"],
+            rekey_interval=session.terms["rekey_interval"],
             routes=configuration.routes,
             dns=configuration.dns,
             dns_search=configuration.dns_search,
@@ -177,8 +181,8 @@ class Server:
                 "peer_offloads": session.terms["peer_offloads"],
                 "keepalive": configuration.keepalive,
                 "keepalive_timeout": configuration.keepalive_timeout,
-                "rekey_bytes": configuration.rekey_bytes,
-                "rekey_interval": configuration.rekey_interval,
+                "rekey_bytes": session.terms["rekey_bytes"],
+                "rekey_interval": session.terms["rekey_interval"],
                 "sndbuf": configuration.sndbuf,
                 "queue_target": configuration.queue_target / 1000,
                 "queue_interval": configuration.queue_interval / 1000,

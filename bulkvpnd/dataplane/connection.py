@@ -100,6 +100,7 @@ class Connection:
         now = time.monotonic()
         self.since = now
         self._rekey_at = now + self._rekey_interval
+        self._rekeyed_at = now  # by the peer
         self._received_at = now
         self._pinged_at = now
         self._queue = SendQueue(self, worker.pool, worker.drops, self._frame_size,
@@ -438,6 +439,7 @@ class Connection:
 
     def _on_rekey(self, payload):
         self._opener.ratchet()
+        self._rekeyed_at = time.monotonic()
 
     def _on_control(self, payload):
         """Reserved; a later version may use it."""
@@ -459,6 +461,9 @@ class Connection:
     def tick(self, now):
         """Liveness and what stands still; called about once a second. now: time.monotonic()."""
         silent = now - self._received_at
+        if self._peer_keeps_its_key(now):
+            self._end("the peer did not replace its key in time", blame="peer")
+            return
         if silent >= self._keepalive_timeout:
             self._end(f"nothing came from the peer for {silent:.0f} s")
         elif self._close_by is not None and now >= self._close_by:
@@ -468,6 +473,17 @@ class Connection:
             self._ping(now)
         if self._full_since is not None and now - self._full_since > STALL_TIME:
             self._queue.drop_all("stalled")
+
+    def _peer_keeps_its_key(self, now):
+        """Whether the peer sends on under a key that it should have replaced.
+
+        It looks before each frame, so it is one frame late at most; and what it sent in time may have waited as long as
+        a connection may be silent, or for the next PING.
+        """
+        return (
+            self._opener.bytes > self._rekey_bytes + self._frame_size
+            or now - self._rekeyed_at > self._rekey_interval + self._keepalive_timeout + self._keepalive
+        )
 
     def _ping(self, now):
         self._pinged_at = now

@@ -38,6 +38,10 @@ DOMAIN_MAX = 253
 """Characters of a domain name (RFC 1035 section 2.3.4, without the root)."""
 FRAME_SIZE_RANGE = (128 * 1024, 1024 * 1024)
 """Bytes of payload that both ends may agree on; the smaller wish counts."""
+REKEY_BYTES_RANGE = (1 << 16, 1 << 36)
+REKEY_INTERVAL_RANGE = (1, 86400)
+"""Bytes of payload, and seconds, after which a sender replaces its key; the smaller wish counts (64 GiB are 2^32 blocks
+of a cipher, far below where RFC 8446 section 5.5 asks for another key at this frame size)."""
 
 REFUSALS = {
     # reason: may the client try the same again later?
@@ -145,6 +149,12 @@ class _Fields:
             raise self._wrong(name, f"a whole number from {low} to {high}")
         return value
 
+    def boolean(self, name):
+        value = self._value(name)
+        if type(value) is not bool:
+            raise self._wrong(name, "true or false")
+        return value
+
     def optional_integer(self, name, low, high):
         return None if self._value(name) is None else self.integer(name, low, high)
 
@@ -213,7 +223,8 @@ class _Fields:
 @dataclasses.dataclass(frozen=True, slots=True)
 class Hello:
     """What a client says first. session, token: None to begin a session. random: 32 bytes. offloads: what this
-    end can take. frame_size: bytes."""
+    end can take. frame_size: bytes. rekey_bytes, rekey_interval: for how many bytes and seconds a key may be used.
+    replaces: this connection is to take over from one of the same index that lives."""
 
     session: bytes | None
     token: bytes | None = dataclasses.field(repr=False)
@@ -223,6 +234,9 @@ class Hello:
     connections: int
     frame_size: int
     offloads: tuple
+    rekey_bytes: int = REKEY_BYTES_RANGE[1]
+    rekey_interval: int = 900
+    replaces: bool = False
 
     def to_json(self):
         return {
@@ -235,6 +249,9 @@ class Hello:
             "connections": self.connections,
             "frame_size": self.frame_size,
             "offload": list(self.offloads),
+            "rekey_bytes": self.rekey_bytes,
+            "rekey_interval": self.rekey_interval,
+            "replaces": self.replaces,
         }
 
     @classmethod
@@ -247,6 +264,9 @@ class Hello:
         token = fields.optional_octets("token", TOKEN_SIZE)
         if (session is None) != (token is None):
             raise RemoteError("handshake", "HELLO: session and token go together")
+        replaces = fields.boolean("replaces")
+        if replaces and session is None:
+            raise RemoteError("handshake", "HELLO: replaces a connection of no session")
         return cls(
             session=session,
             token=token,
@@ -256,13 +276,17 @@ class Hello:
             connections=fields.integer("connections", 1, CONNECTIONS_MAX),
             frame_size=fields.integer("frame_size", *FRAME_SIZE_RANGE),
             offloads=fields.words("offload", OFFLOADS),
+            rekey_bytes=fields.integer("rekey_bytes", *REKEY_BYTES_RANGE),
+            rekey_interval=fields.integer("rekey_interval", *REKEY_INTERVAL_RANGE),
+            replaces=replaces,
         )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Welcome:
     """The server's answer. ipv4, ipv6: the client's address with the pool's prefix length, or None. sndbuf, rcvbuf:
-    bytes, or None for the kernel's autotuning. keepalive, keepalive_timeout: seconds. frame_size, mtu: bytes.
+    bytes, or None for the kernel's autotuning. keepalive, keepalive_timeout, rekey_interval: seconds. frame_size, mtu,
+    rekey_bytes: bytes.
     routes: networks behind the server, dns: addresses of name servers, dns_search: domain names. The client decides
     which of these it takes."""
 
@@ -284,6 +308,8 @@ class Welcome:
     routes: tuple = ()
     dns: tuple = ()
     dns_search: tuple = ()
+    rekey_bytes: int = REKEY_BYTES_RANGE[1]
+    rekey_interval: int = 900
 
     def to_json(self):
         return {
@@ -306,6 +332,8 @@ class Welcome:
             "routes": [str(network) for network in self.routes],
             "dns": [str(address) for address in self.dns],
             "dns_search": list(self.dns_search),
+            "rekey_bytes": self.rekey_bytes,
+            "rekey_interval": self.rekey_interval,
         }
 
     @classmethod
@@ -334,6 +362,8 @@ class Welcome:
             routes=fields.networks("routes", ROUTES_MAX),
             dns=fields.addresses("dns", DNS_MAX),
             dns_search=fields.domains("dns_search", DNS_SEARCH_MAX),
+            rekey_bytes=fields.integer("rekey_bytes", *REKEY_BYTES_RANGE),
+            rekey_interval=fields.integer("rekey_interval", *REKEY_INTERVAL_RANGE),
         )
         if welcome.ipv4 is None and welcome.ipv6 is None:
             raise RemoteError("handshake", "WELCOME: has no address")

@@ -19,7 +19,7 @@ import hmac
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
-from bulkvpnd.protocol.aead import CIPHERS, KEY_SIZE, NONCE_SIZE, InvalidTag
+from bulkvpnd.protocol.aead import CIPHERS, KEY_SIZE, NONCE_SIZE, TAG_SIZE, InvalidTag
 from bulkvpnd.protocol.errors import RemoteError
 
 SECRET_SIZE = 32
@@ -114,7 +114,8 @@ class Opener(_Direction):
             raise RemoteError("rekey", "the peer did not replace its key in time")
         nonce = self._nonce()
         self.frames += 1
-        self.bytes += len(sealed)
+        # Payload, as the sealer counts: it is what both have agreed to limit.
+        self.bytes += len(sealed) - TAG_SIZE
         try:
             return self._aead.open_into(nonce, sealed, header, out)
         except InvalidTag:

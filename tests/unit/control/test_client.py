@@ -173,16 +173,20 @@ WRONG = {
     "another index": {"index": 1},
     "more connections than asked for": {"connections": 2},
     "larger frames than asked for": {"frame_size": 1 << 19},
+    "keys for more bytes than asked for": {"rekey_bytes": (1 << 20) + 1},
+    "keys for longer than asked for": {"rekey_interval": 901},
 }
 
 
 @pytest.mark.parametrize("changes", WRONG.values(), ids=WRONG)
 def test_a_welcome_that_does_not_answer_the_hello_is_not_taken(start, caplog, changes):
-    client = start(count=1, script=lambda hello: granting(hello, **{"connections": 1, **changes}))
+    good = {"connections": 1, "rekey_bytes": 1 << 20}
+    client = start(count=1, script=lambda hello: granting(hello, **{**good, **changes}), rekey_bytes="1M")
     until(lambda: "WELCOME: does not answer the HELLO" in caplog.text)
     assert not client.workers.sent and not client.link.calls and client._welcome is None
-    client.server.script = lambda hello: granting(hello, connections=1)
-    attached(client, 1)
+    client.server.script = lambda hello: granting(hello, **good)
+    (message,) = attached(client, 1)
+    assert message["settings"]["rekey_bytes"] == 1 << 20
 
 
 @pytest.mark.parametrize(

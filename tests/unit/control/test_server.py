@@ -152,6 +152,15 @@ def test_the_smaller_wish_counts(site, start):
     assert (welcome.connections, welcome.frame_size) == (3, 1 << 17)
 
 
+@pytest.mark.parametrize(("wish", "agreed"), [((1 << 20, 60), (1 << 20, 60)), ((1 << 36, 86400), (1 << 30, 900))])
+def test_keys_are_used_no_longer_than_either_end_wants(site, start, wish, agreed):
+    server = start(rekey_bytes="1G")
+    admitted = admit(site, server, rekey_bytes=wish[0], rekey_interval=wish[1])
+    settings = admitted.message["settings"]
+    assert (admitted.welcome.rekey_bytes, admitted.welcome.rekey_interval) == agreed
+    assert (settings["rekey_bytes"], settings["rekey_interval"]) == agreed
+
+
 def test_what_is_pushed_besides_the_addresses(site, start):
     server = start(routes=["192.168.7.0/24", "fd00:7::/64"], dns=["10.86.0.1"], dns_search=["example.org", "test"])
     welcome = admit(site, server).welcome

@@ -587,6 +587,42 @@ def test_a_key_is_replaced_after_a_time(facing):
     assert peer.data(20) == many(20, first=1)
 
 
+def test_a_peer_that_keeps_its_key_for_too_many_bytes_is_cut(facing):
+    limit = 1 << 16
+    peer, end = facing(rekey_bytes=limit)
+    most = payload(*many(1, size=60000))
+
+    def sends(times):
+        before = len(end.written)
+        for _ in range(times):
+            peer.send(frame.DATA, most)
+        until(lambda: len(end.written) == before + times)
+        end.connection.tick(time.monotonic())
+
+    # It may be late by a frame, whose size both agreed on.
+    for _ in range(2):
+        sends((limit + FRAME_SIZE) // len(most))
+        assert not end.end
+        peer.send(frame.REKEY)
+        peer.sealer.ratchet()
+    sends((limit + FRAME_SIZE) // len(most) + 1)
+    assert end.end == ("the peer did not replace its key in time", False, "peer")
+
+
+def test_a_peer_that_keeps_its_key_for_too_long_is_cut(facing):
+    peer, end = facing(rekey_interval=100, keepalive=5, keepalive_timeout=20)
+    begun = time.monotonic()
+    peer.send(frame.REKEY)
+    peer.sealer.ratchet()
+    until(lambda: end.connection._opener.generation)
+    # What comes meanwhile does not count; it shows only that the peer is there.
+    end.connection._received_at = begun + 1000
+    end.connection.tick(begun + 125)
+    assert not end.end
+    end.connection.tick(time.monotonic() + 125.1)
+    assert end.end == ("the peer did not replace its key in time", False, "peer")
+
+
 def test_a_key_is_replaced_before_any_other_frame(facing):
     peer, end = facing(rekey_interval=0.05)
     assert peer.frame()[0] == frame.PING

@@ -31,6 +31,9 @@ HELLO = {
     "connections": 4,
     "frame_size": 262144,
     "offload": ["csum", "tso"],
+    "rekey_bytes": 68719476736,
+    "rekey_interval": 900,
+    "replaces": False,
 }
 WELCOME = {
     "message": "WELCOME",
@@ -52,6 +55,8 @@ WELCOME = {
     "routes": ["192.168.7.0/24", "fd00:7::/64"],
     "dns": ["10.86.0.1", "fd86:1:2:3::1"],
     "dns_search": ["example.org", "x"],
+    "rekey_bytes": 65536,
+    "rekey_interval": 1,
 }
 MESSAGES = {"HELLO": (Hello, HELLO), "WELCOME": (Welcome, WELCOME)}
 
@@ -60,6 +65,10 @@ INTEGERS = {
     ("HELLO", "index"): (0, 63),
     ("HELLO", "connections"): (1, 64),
     ("HELLO", "frame_size"): (131072, 1048576),
+    ("HELLO", "rekey_bytes"): (65536, 68719476736),
+    ("HELLO", "rekey_interval"): (1, 86400),
+    ("WELCOME", "rekey_bytes"): (65536, 68719476736),
+    ("WELCOME", "rekey_interval"): (1, 86400),
     ("WELCOME", "index"): (0, 63),
     ("WELCOME", "connections"): (1, 64),
     ("WELCOME", "frame_size"): (131072, 1048576),
@@ -184,6 +193,8 @@ def test_a_field_of_the_wrong_type(message, field):
     if field not in ("ciphers", "offload"):  # where unknown words are for later versions
         wrong += [[MARK]] if field in LISTS else [[], [MARK]]
     for value in wrong:
+        if field == "replaces" and type(value) is bool or field == "rekey_bytes" and value == 2**31 + 1:
+            continue  # right
         text = refused(message, changed(message, **{field: value}))
         assert text.startswith(f"{message}: {field} should be ")
 
@@ -469,10 +480,11 @@ def octets(size):
 
 
 HELLOS = st.builds(
-    lambda joins, session, token, **fields: Hello(
-        session=session if joins else None, token=token if joins else None, **fields
+    lambda joins, session, token, replaces, **fields: Hello(
+        session=session if joins else None, token=token if joins else None, replaces=joins and replaces, **fields
     ),
     joins=st.booleans(),
+    replaces=st.booleans(),
     session=octets(16),
     token=octets(32),
     index=st.integers(0, 63),
@@ -481,6 +493,8 @@ HELLOS = st.builds(
     connections=st.integers(1, 64),
     frame_size=st.integers(131072, 1048576),
     offloads=words(OFFLOADS),
+    rekey_bytes=st.integers(65536, 2**36),
+    rekey_interval=st.integers(1, 86400),
 )
 WELCOMES = st.builds(
     Welcome,
@@ -499,6 +513,8 @@ WELCOMES = st.builds(
     rcvbuf=st.none() | st.integers(16384, 2**28),
     keepalive=st.integers(1, 3600),
     keepalive_timeout=st.integers(2, 7200),
+    rekey_bytes=st.integers(65536, 2**36),
+    rekey_interval=st.integers(1, 86400),
     routes=lists(st.builds(network, unicast(), st.integers(8, 128)), 256),
     dns=lists(unicast(), 8),
     dns_search=lists(st.from_regex(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[a-z0-9]{1,8}){0,9}",
@@ -598,3 +614,9 @@ def test_any_damage(message, data):
         end = data.draw(st.integers(start, min(len(octets), start + 8)))
         octets[start:end] = data.draw(st.binary(max_size=8))
     decoded(cls, bytes(octets))
+
+
+def test_only_what_joins_a_session_can_replace():
+    changes = {"replaces": True, "session": None, "token": None}
+    assert Hello.decode(changed("HELLO", replaces=True)).replaces
+    assert "replaces a connection of no session" in refused("HELLO", changed("HELLO", **changes))
