@@ -8,7 +8,7 @@
 import json
 import pathlib
 
-from harness import inside
+from harness import inside, wait_until
 
 COMMANDS = {
     # part: the command that shows it as JSON
@@ -21,9 +21,8 @@ COMMANDS = {
     "nexthop": ["ip", "-j", "nexthop"],
     "nftables": ["nft", "-j", "list", "ruleset"],
 }
-PASSING = {"metainfo", "handle", "operstate", "ifindex"}
-"""Keys that say nothing of what is there: they count changes, or follow the other end of a pair by and by."""
-PASSING_FLAGS = {"LOWER_UP", "NO-CARRIER", "M-DOWN", "linkdown"}
+PASSING = {"metainfo", "handle"}
+"""Keys of `nft -j` that count changes or name the program, and say nothing of what is there."""
 VOLATILE = ("net/netfilter/nf_conntrack_count", "net/ipv6/conf/*/stable_secret", "net/ipv4/tcp_fastopen_key")
 """Sysctls that change by themselves or cannot be read."""
 LOADED = ("net/netfilter/", "net/ipv4/vs/", "net/bridge/", "net/nf_conntrack_max")
@@ -32,6 +31,7 @@ LOADED = ("net/netfilter/", "net/ipv4/vs/", "net/bridge/", "net/nf_conntrack_max
 
 def take(host):
     """{part: {name: value}} of a namespaces.Host, and its sysctls and device features beside what COMMANDS has."""
+    wait_until(lambda: _is_settled(host), 10, f"{host.name} is settled")
     found = {part: _named(part, host.run(command).stdout) for part, command in COMMANDS.items()}
     devices = [entry["ifname"] for entry in found["link"].values()]
     found["sysctl"] = _sysctls(host)
@@ -56,6 +56,15 @@ def differences(before, after):
     return lines
 
 
+def _is_settled(host):
+    """Whether addresses that are being looked for elsewhere (RFC 4862) are in use, and the links of devices known."""
+    devices = json.loads(host.run(COMMANDS["address"]).stdout)
+    return not any(address.get("tentative") for one in devices for address in one["addr_info"]) and all(
+        one["operstate"] in ("UP", "UNKNOWN") for one in devices
+        if "UP" in one["flags"] and "NO-CARRIER" not in one["flags"]
+    )
+
+
 def _named(part, text):
     entries = json.loads(text or "[]")
     entries = _without_passing(entries)
@@ -72,7 +81,7 @@ def _without_passing(value):
     if isinstance(value, dict):
         return {key: _without_passing(inner) for key, inner in value.items() if key not in PASSING}
     if isinstance(value, list):
-        return [_without_passing(inner) for inner in value if not isinstance(inner, str) or inner not in PASSING_FLAGS]
+        return [_without_passing(inner) for inner in value]
     return value
 
 
