@@ -15,6 +15,7 @@ import time
 import gevent
 from gevent.hub import get_hub
 
+from bulkvpnd.dataplane import frames
 from bulkvpnd.dataplane.sendqueue import SendQueue
 from bulkvpnd.protocol import frame, packet
 from bulkvpnd.protocol.errors import RemoteError
@@ -23,6 +24,8 @@ CONTROL_QUEUE_MAX = 32
 """Control frames that wait; a peer that makes more (PINGs without reading the PONGs) is cut off (choice)."""
 RECEIVE_EXTRA = 256 * 1024
 """Bytes of the receive buffer beyond one frame, so that one system call can bring several (choice)."""
+QUIET_BYTES = 4096
+"""Bytes between two ticks that a quiet connection may receive (choice: a page)."""
 FRAME_TIME = 0.002
 """Seconds that a frame may occupy a slow path: a sparse flow waits that long at most for the one before (choice)."""
 FAST_RATE = 50e6
@@ -118,9 +121,11 @@ class Connection:
         self._owns_sndbuf = settings["sndbuf"] is None
         self._close_by = None
         self._ended = False
-        self._buffer = memoryview(bytearray(frame.OVERHEAD + self._frame_size + RECEIVE_EXTRA))
+        self._buffer = frames.memory(frame.OVERHEAD + self._frame_size + RECEIVE_EXTRA)
         self._buffer[: len(head)] = head
-        self._filled = len(head)
+        self._filled = len(head)  # bytes of it
+        self._quiet = None  # ticks without much that came; None while nothing is to be released
+        self._bytes_seen = 0
         self._greenlets = []
 
     def start(self):
@@ -159,7 +164,7 @@ class Connection:
         is_worth_it = end - begin >= DIRECT_MIN or first == 0 and stop == len(batch.starts)
         if not is_worth_it or end - begin > self._queue.budget or self._rekey_is_due():
             return False
-        sealed = self._worker.pool.take(reserve=True)
+        sealed = self._worker.pool.take()
         try:
             size = self._seal(frame.DATA, batch.view[begin:end], sealed.view)
             self.packets_out += stop - first
@@ -223,7 +228,7 @@ class Connection:
             if queue.budget < self._frame_size:
                 # The kernel would take a whole super-packet more than its limit: it looks only before the first byte.
                 self._wait_writable()
-            sealed = pool.take(reserve=True)
+            sealed = pool.take()
             try:
                 if self._rekey_is_due():
                     control.insert(0, (frame.REKEY, b""))
@@ -363,7 +368,7 @@ class Connection:
 
     def _receive_loop(self):
         hub = get_hub()
-        buffer, receive = self._buffer, self._socket.recv_into
+        buffer, receive = memoryview(self._buffer), self._socket.recv_into
         whole = buffer.toreadonly()
         start, end = 0, self._filled
         watcher = hub.loop.io(self._socket.fileno(), _READ)
@@ -387,6 +392,7 @@ class Connection:
                 elif len(buffer) - start < needed:
                     buffer[: end - start] = buffer[start:end]
                     start, end = 0, end - start
+                self._filled = end
                 hub.switch()
                 if self._ended:
                     # The watcher was faster than the exception that is on its way here.
@@ -473,6 +479,18 @@ class Connection:
             self._ping(now)
         if self._full_since is not None and now - self._full_since > STALL_TIME:
             self._queue.drop_all("stalled")
+        self._release_memory()
+
+    def _release_memory(self):
+        """Of a connection that was busy and is quiet now; only what keeps it alive comes then, and takes a page."""
+        came, self._bytes_seen = self.bytes_in - self._bytes_seen, self.bytes_in
+        if came > QUIET_BYTES:
+            self._quiet = 0
+        elif self._quiet is not None:
+            self._quiet += 1
+            if self._quiet == frames.IDLE_TIME:
+                self._quiet = None
+                frames.release(self._buffer, self._filled)
 
     def _peer_keeps_its_key(self, now):
         """Whether the peer sends on under a key that it should have replaced.

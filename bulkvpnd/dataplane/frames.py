@@ -6,6 +6,21 @@ from bulkvpnd.protocol import aead, frame
 
 BATCH_PACKETS_MAX = 1024
 """Packets in one batch; with small packets a batch ends here, so that the loop gets its turn (choice)."""
+IDLE_TIME = 10
+"""Ticks, about seconds, of quiet after which memory for data goes back to the kernel (choice)."""
+
+
+def memory(size):
+    """A buffer of `size` bytes whose pages the kernel can have back: zero until touched, so idle ones cost nothing."""
+    # Private: of shared memory, mmap's default, madvise(2) would give nothing back.
+    return mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
+def release(buffer, start=0):
+    """Gives the pages of memory() behind the first `start` bytes back; they read as zeros then."""
+    start = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+    if start < len(buffer):
+        buffer.madvise(mmap.MADV_DONTNEED, start)
 
 
 class Frame:
@@ -19,10 +34,7 @@ class Frame:
     __slots__ = ("buffer", "end", "first", "limit", "starts", "times", "view")
 
     def __init__(self, limit):
-        # Memory of its own mapping: page-aligned, zero pages until touched, so an idle connection costs nothing.
-        # Private: of shared memory, mmap's default, madvise(2) would give nothing back.
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        self.buffer = mmap.mmap(-1, frame.OVERHEAD + limit + aead.SLACK, flags)
+        self.buffer = memory(frame.OVERHEAD + limit + aead.SLACK)
         self.view = memoryview(self.buffer)
         self.limit = limit
         self.starts = []
@@ -67,11 +79,15 @@ class Frame:
 
     def release_memory(self):
         """Gives the pages back to the kernel; the frame must be empty."""
-        self.buffer.madvise(mmap.MADV_DONTNEED)
+        release(self.buffer)
 
 
 class FramePool:
-    """At most `limit` frames, handed out last in, first out: the one used last is still in the CPU's cache."""
+    """Frames of a worker, handed out last in, first out: the one used last is still in the CPU's cache.
+
+    limit: how many there should be, and are kept. Who fills send queues asks `left` first; who receives or seals, for a
+    moment, does not.
+    """
 
     def __init__(self, frame_size, limit):
         self.frame_size = frame_size
@@ -79,12 +95,10 @@ class FramePool:
         self.made = 0
         self._free = []
 
-    def take(self, reserve=False):
-        """An empty frame, or None when `limit` frames are in use; reserve: then one more all the same."""
+    def take(self):
+        """An empty frame."""
         if self._free:
             return self._free.pop()
-        if self.made >= self.limit and not reserve:
-            return None
         self.made += 1
         return Frame(self.frame_size)
 
@@ -106,5 +120,5 @@ class FramePool:
 
     @property
     def left(self):
-        """Frames that can still be taken."""
+        """Frames that may still be filled; negative when more than `limit` are in use."""
         return self.limit - self.in_use

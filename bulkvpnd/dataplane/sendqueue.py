@@ -152,7 +152,7 @@ class SendQueue:
         if self._held and self._held >= min(FRAMES_MAX, self._pool.left):
             return None
         self._held += 1
-        return self._pool.take(reserve=True)
+        return self._pool.take()
 
     def _make_room(self, lane):
         """A frame at the expense of the longest lane, as RFC 8290 section 4.1 does; None if that is `lane` itself."""
@@ -228,7 +228,7 @@ class SendQueue:
 
     def _gather(self):
         self._held += 1
-        return self._pool.take(reserve=True)
+        return self._pool.take()
 
     def _divide(self, lane, frame, gathered):
         """Moves a part of the super-packet at the head of a lane, so that others need not wait for all of it."""

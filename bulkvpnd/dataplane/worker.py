@@ -28,7 +28,7 @@ from gevent.event import Event
 from gevent.hub import get_hub
 
 from bulkvpnd.dataplane.connection import COUNTERS, Connection
-from bulkvpnd.dataplane.frames import Frame, FramePool
+from bulkvpnd.dataplane.frames import IDLE_TIME, Frame, FramePool
 from bulkvpnd.dataplane.routing import Isolation, Routes, Session
 from bulkvpnd.dataplane.tun import TunQueue
 from bulkvpnd.protocol.keys import Opener, Sealer
@@ -48,8 +48,6 @@ SWITCH_INTERVAL = 0.0005
 """Seconds; how long callbacks may run before gevent's loop looks at its descriptors again."""
 STATUS_CONNECTIONS = 100
 """Connections in one status message, so that it fits the link."""
-IDLE_TIME = 10
-"""Ticks, about seconds, without a frame after which free frames give their memory back (choice)."""
 
 DROPS = (
     "no_session", "no_connection", "queue_delay", "queue_full", "sibling_full", "stalled", "connection_lost",

@@ -1,6 +1,7 @@
 """dataplane.connection over real sockets: two connections that face each other, and peers by hand that misbehave."""
 
 import itertools
+import mmap
 import os
 import socket
 import struct
@@ -17,6 +18,7 @@ from peer import CIPHER, OURS, SETTINGS, THEIRS, Peer, joined, payload
 
 from bulkvpnd.dataplane import connection as module
 from bulkvpnd.dataplane.connection import CLOSE_TIME, CONTROL_QUEUE_MAX, DIRECT_MIN, STALL_TIME, Connection
+from bulkvpnd.dataplane.frames import IDLE_TIME
 from bulkvpnd.dataplane.routing import Session
 from bulkvpnd.dataplane.sendqueue import FRAMES_MAX
 from bulkvpnd.protocol import frame, packet
@@ -452,6 +454,26 @@ def test_a_silent_peer(facing):
     end.connection.tick(now + 31)
     assert end.end == ("nothing came from the peer for 31 s", False, None)
     end.connection.tick(now + 32)
+
+
+def test_a_quiet_connection_gives_back_its_memory_but_not_what_came(facing):
+    peer, end = facing()
+    entries = many(90)
+    peer.send(frame.DATA, payload(*entries))
+    until(lambda: len(end.written) == 90, "the first frame")
+    sealed = peer.sealed(frame.DATA, payload(*entries))
+    peer.write(sealed[:10000])
+    until(lambda: end.connection.bytes_in > len(sealed) + 9999, "a part of the second")
+    buffer = end.connection._buffer
+    now = time.monotonic()
+    for _ in range(IDLE_TIME):
+        end.connection.tick(now)
+        assert any(buffer[10000 + mmap.PAGESIZE :])
+    end.connection.tick(now)
+    assert not any(buffer[10000 + mmap.PAGESIZE :])
+    peer.write(sealed[10000:])
+    until(lambda: len(end.written) == 180, "the second frame")
+    assert end.written == 2 * entries
 
 
 def test_a_bug_while_receiving_costs_one_connection(facing):

@@ -1,11 +1,12 @@
 """dataplane.frames: what a frame holds, and how many there are."""
 
-import pytest
+import mmap
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from inmemory import SMALLEST, batch_of, entries_of, entry
 
-from bulkvpnd.dataplane.frames import Frame, FramePool
+from bulkvpnd.dataplane.frames import FramePool, memory, release
 
 LIMIT = 16 * 1024
 
@@ -59,36 +60,40 @@ def test_memory_that_is_released_is_zero_and_usable():
     assert contents(frame) == [entry(1, 2)]
 
 
-def test_no_more_frames_than_the_limit():
+def test_how_many_frames_may_still_be_filled():
     pool = FramePool(LIMIT, 3)
     taken = [pool.take() for _ in range(3)]
-    assert pool.take() is None
     assert (pool.in_use, pool.left) == (3, 0)
     pool.give_back(taken.pop())
     assert (pool.in_use, pool.left) == (2, 1)
-    assert isinstance(pool.take(), Frame)
 
 
-def test_a_reserve_is_given_all_the_same_and_is_not_kept():
+def test_frames_beyond_the_limit_are_not_kept():
     pool = FramePool(LIMIT, 2)
-    taken = [pool.take(reserve=True) for _ in range(5)]
-    assert pool.in_use == 5 and len(set(map(id, taken))) == 5
+    taken = [pool.take() for _ in range(5)]
+    assert (pool.in_use, pool.left) == (5, -3) and len(set(map(id, taken))) == 5
     for frame in taken:
         pool.give_back(frame)
-    assert (pool.in_use, pool.left) == (0, 2)
-    assert [pool.take() is not None for _ in range(3)] == [True, True, False]
+    assert (pool.in_use, pool.left, pool.made) == (0, 2, 2)
 
 
-@pytest.mark.parametrize("reserve", [False, True])
-def test_the_frame_used_last_comes_first_and_empty(reserve):
+def test_the_frame_used_last_comes_first_and_empty():
     pool = FramePool(LIMIT, 2)
     first, second = pool.take(), pool.take()
     first.add(entry(1, 1))
     first.first = 1
     pool.give_back(second)
     pool.give_back(first)
-    again = pool.take(reserve)
+    again = pool.take()
     assert again is first and (contents(again), again.first) == ([], 0)
+
+
+def test_memory_behind_what_counts_is_released():
+    buffer = memory(5 * mmap.PAGESIZE)
+    for start, kept in ((2 * mmap.PAGESIZE, 2), (mmap.PAGESIZE + 1, 2), (1, 1), (0, 0), (5 * mmap.PAGESIZE, 5)):
+        buffer[:] = b"x" * len(buffer)
+        release(buffer, start)
+        assert bytes(buffer) == b"x" * kept * mmap.PAGESIZE + bytes((5 - kept) * mmap.PAGESIZE)
 
 
 def test_only_free_frames_give_their_memory_back():
