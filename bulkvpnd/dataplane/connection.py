@@ -15,7 +15,7 @@ import time
 import gevent
 from gevent.hub import get_hub
 
-from bulkvpnd.dataplane import frames
+from bulkvpnd.dataplane import frames, tcpinfo
 from bulkvpnd.dataplane.sendqueue import SendQueue
 from bulkvpnd.protocol import frame, packet
 from bulkvpnd.protocol.errors import RemoteError
@@ -58,8 +58,6 @@ a frame costs as much as copying this (benchmarks, tcp4)."""
 TCP_NOTSENT_LOWAT = 25
 SO_BUF_LOCK = 72
 """linux/tcp.h, asm-generic/socket.h; Python has no names for them."""
-_MIN_RTT = struct.Struct("148xI")
-"""tcpi_min_rtt, microseconds, of struct tcp_info in linux/tcp.h."""
 _READ, _WRITE = 1, 2  # of libev
 
 _STAMP = struct.Struct(">Q")
@@ -125,7 +123,9 @@ class Connection:
         self._buffer[: len(head)] = head
         self._filled = len(head)  # bytes of it
         self._quiet = None  # ticks without much that came; None while nothing is to be released
-        self._bytes_seen = 0
+        self._ticked_at = now
+        self._ticked = (0, 0)  # bytes in and out then
+        self._rates = (0, 0)  # bits per second, in and out, between the last two ticks
         self._greenlets = []
 
     def start(self):
@@ -326,8 +326,7 @@ class Connection:
 
         BBR keeps some 15 packets of each connection beyond what the path holds, cubic fills every queue that there is.
         """
-        info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _MIN_RTT.size)
-        round_trip = _MIN_RTT.unpack(info)[0] / 1e6
+        round_trip = tcpinfo.read(self._socket).least_round_trip
         if self._queue.budget == self._frame_size or round_trip > LONG_PATH:
             if self._standing_limit is not None:
                 self._standing_limit = None
@@ -479,11 +478,14 @@ class Connection:
             self._ping(now)
         if self._full_since is not None and now - self._full_since > STALL_TIME:
             self._queue.drop_all("stalled")
-        self._release_memory()
+        before, self._ticked = self._ticked, (self.bytes_in, self.bytes_out)
+        if now > self._ticked_at:
+            self._rates = [int(8 * (count - old) / (now - self._ticked_at)) for count, old in zip(self._ticked, before)]
+        self._ticked_at = now
+        self._release_memory(self.bytes_in - before[0])
 
-    def _release_memory(self):
+    def _release_memory(self, came):
         """Of a connection that was busy and is quiet now; only what keeps it alive comes then, and takes a page."""
-        came, self._bytes_seen = self.bytes_in - self._bytes_seen, self.bytes_in
         if came > QUIET_BYTES:
             self._quiet = 0
         elif self._quiet is not None:
@@ -518,10 +520,35 @@ class Connection:
         """Bytes that wait in the send queue."""
         return self._queue.bytes
 
-    @property
-    def marked(self):
-        """Packets that were marked instead of dropped (ECN)."""
-        return self._queue.marked
+    def describe(self, now):
+        """What `bulkvpnctl status` shows of it, for JSON. now: time.monotonic(). Rates are in bits per second."""
+        try:
+            tcp = tcpinfo.read(self._socket)
+            of_kernel = {
+                "tcp_rtt_ms": round(tcp.round_trip * 1000, 3),
+                "tcp_least_rtt_ms": round(tcp.least_round_trip * 1000, 3),
+                "retransmits": tcp.retransmits,
+                "bytes_retransmitted": tcp.retransmitted,
+                "delivery_rate": tcp.delivery_rate,
+                "window": tcp.window,
+                "congestion": tcpinfo.congestion_control(self._socket),
+            }
+        except OSError:
+            # It is ending.
+            of_kernel = {}
+        return {
+            "connection": self.number,
+            "established": self.is_established,
+            "age": round(now - self.since, 3),
+            "rate_in": self._rates[0],
+            "rate_out": self._rates[1],
+            "queued": self.queued,
+            "queue_delay_ms": round(self._queue.delay(now) * 1000, 3),
+            "marked": self._queue.marked,
+            "rtt_ms": None if self.rtt is None else round(self.rtt * 1000, 3),
+            **of_kernel,
+            **{name: getattr(self, name) for name in COUNTERS},
+        }
 
     def _guard(self, loop):
         try:

@@ -80,6 +80,12 @@ class SendQueue:
         """Bytes that wait."""
         return sum(one.end for one in (*self._express, *self._sparse)) + sum(lane.bytes for lane in self._turns)
 
+    def delay(self, now):
+        """Seconds that what waits longest has waited, of what came while the socket was full. now: seconds."""
+        heads = [self._sparse[0]] if self._sparse else []
+        heads += [lane.frames[0] for lane in self._turns]
+        return max((now - frame.times[frame.first] for frame in heads), default=0.0)
+
     # In
 
     def append(self, batch, lanes, first, stop, now):

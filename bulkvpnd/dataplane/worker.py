@@ -224,14 +224,14 @@ class Worker:
             connection.close(message["reason"])
 
     def _on_status(self, message, _):
-        connections = list(self.connections.values())
+        connections, now = list(self.connections.values()), time.monotonic()
         for at in range(0, len(connections) or 1, STATUS_CONNECTIONS):
             part = connections[at : at + STATUS_CONNECTIONS]
             self._tell(
                 "status",
                 request=message["request"],
                 last=at + STATUS_CONNECTIONS >= len(connections),
-                connections=[self._describe(connection) for connection in part],
+                connections=[connection.describe(now) for connection in part],
                 drops=dict(self.drops),
                 counters={
                     **self.counters,
@@ -239,18 +239,6 @@ class Worker:
                     "frames_in_use": self.pool.in_use,
                 },
             )
-
-    @staticmethod
-    def _describe(connection):
-        return {
-            "connection": connection.number,
-            "established": connection.is_established,
-            "age": round(time.monotonic() - connection.since, 3),
-            "queued": connection.queued,
-            "marked": connection.marked,
-            "rtt_ms": None if connection.rtt is None else round(connection.rtt * 1000, 3),
-            **{name: getattr(connection, name) for name in COUNTERS},
-        }
 
     # What connections report
 

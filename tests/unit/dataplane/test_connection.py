@@ -456,6 +456,27 @@ def test_a_silent_peer(facing):
     end.connection.tick(now + 32)
 
 
+def test_what_a_connection_says_of_itself(facing):
+    peer, end = facing()
+    now = time.monotonic()
+    one = end.connection.describe(now + 1)
+    assert (one["established"], one["rate_in"], one["rtt_ms"], one["queue_delay_ms"]) == (False, 0, None, 0)
+    assert one["age"] >= 1
+    end.connection.tick(now)
+    came = end.connection.bytes_in
+    peer.send(frame.DATA, payload(*many(50)))
+    until(lambda: len(end.written) == 50, "the packets")
+    end.connection.tick(now + 2)
+    one = end.connection.describe(now + 2)
+    assert (one["established"], one["packets_in"], one["retransmits"]) == (True, 50, 0)
+    assert one["rate_in"] == int(8 * (end.connection.bytes_in - came) / 2)
+    assert 0 < one["tcp_rtt_ms"] < 1000 and one["congestion"]
+    end.connection.tick(now + 3)
+    assert end.connection.describe(now + 3)["rate_in"] == 0
+    end.socket.close()
+    assert "tcp_rtt_ms" not in end.connection.describe(now)
+
+
 def test_a_quiet_connection_gives_back_its_memory_but_not_what_came(facing):
     peer, end = facing()
     entries = many(90)

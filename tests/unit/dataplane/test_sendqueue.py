@@ -58,6 +58,23 @@ def numbers(entries):
     return [identity(one) for one in entries]
 
 
+def test_how_long_the_longest_waits():
+    queue, _ = queue_of()
+    put(queue, waiting(1, 3), 1.0)
+    assert queue.delay(9.0) == 0  # the socket takes it now
+    drain(queue)
+    queue.is_full = True
+    put(queue, waiting(1, 155), 1.0)
+    put(queue, waiting(1, 10), 2.0)
+    put(queue, waiting(2, 1), 3.0)
+    assert queue.delay(4.0) == 3
+    assert numbers(get(queue, 4.0)) == [(2, 0)]
+    assert len(get(queue, 4.0)) == 155
+    assert queue.delay(4.0) == 2
+    drain(queue, 4.0)
+    assert queue.delay(4.0) == 0
+
+
 # Whatever happens, in whatever order
 
 
@@ -122,6 +139,11 @@ class Model(RuleBasedStateMachine):
     @rule(milliseconds=st.sampled_from([1, 10, 150]))
     def time_passes(self, milliseconds):
         self.now += milliseconds / 1000
+
+    @invariant()
+    def nothing_waits_longer_than_it_can(self):
+        for queue, _ in self.queues:
+            assert 0 <= queue.delay(self.now) <= self.now
 
     @rule(index=index, count=st.integers(1, 4))
     def take(self, index, count):
