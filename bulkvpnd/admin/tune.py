@@ -22,17 +22,16 @@ def add_arguments(parser):
     commands = parser.add_subparsers(dest="action", metavar="show|apply|revert", required=True)
     for name, (_, summary) in _ACTIONS.items():
         action = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
-        if name != "revert":
-            action.add_argument("--config", metavar="FILE",
-                                help="configuration of the instance that is meant (default: a server with the defaults "
-                                     "of all options)")
+        action.add_argument("--config", metavar="FILE",
+                            help="configuration of the instance that is meant (default: a server with the defaults of "
+                                 "all options)")
         action.add_argument("--json", action="store_true", help="print a JSON array with an object for each setting")
 
 
 def run(arguments):
     """Returns the exit status."""
     try:
-        options = _options(getattr(arguments, "config", None))
+        options = _options(arguments.config)
     except config.ConfigurationError as error:
         print(f"bulkvpnctl: {error}", file=sys.stderr)
         return os.EX_CONFIG

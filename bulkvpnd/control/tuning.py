@@ -22,4 +22,4 @@ def tune(configuration, name, changes):
     short = configuration.tuning and configuration.conntrack_timeouts == "short"
     # Without translation the kernel may have no reason to remember connections at all, and shall not get one.
     changes.make(conntrack.ConntrackTimeouts(configuration.name, changes.ledger), name,
-                 wanted=short and configuration.mode == "server" and getattr(configuration, "nat", False))
+                 wanted=short and configuration.mode == "server" and configuration.nat)

@@ -54,7 +54,7 @@ def situation(options, name, addresses, ledger):
         except OSError as error:
             log.info("the interface that leads to the other end is not known: %s", error.strerror or error)
             outer = ()
-    forwards = options.mode == "server" and (getattr(options, "nat", False) or _is_forwarding(ledger))
+    forwards = options.mode == "server" and (options.nat or _is_forwarding(ledger))
     return Situation(name, outer, forwards)
 
 
