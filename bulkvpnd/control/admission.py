@@ -157,7 +157,7 @@ class Admission:
     def failed(self, place, how, now):
         """A connection ended without a good certificate. how: of PENALTIES.
 
-        Returns the seconds for which its source is turned away from now on, or 0.
+        Returns the seconds for which its source is turned away, if it is so from now on, else 0.
         """
         self.counters["failed"] += 1
         source = place.source
@@ -167,9 +167,9 @@ class Admission:
         if until <= now:
             until, is_out = now, False
         until = min(until + PENALTIES[how], now + self._penalty_max)
-        is_out = is_out or until - now >= min(PENALTY_MIN, self._penalty_max)
-        _remember(self._penalties, source, (until, is_out), SOURCES_MAX)
-        return until - now if is_out else 0.0
+        reached = until - now >= min(PENALTY_MIN, self._penalty_max)
+        _remember(self._penalties, source, (until, is_out or reached), SOURCES_MAX)
+        return until - now if reached and not is_out else 0.0
 
     def leave(self, place):
         """A connection has no need of its place any more; more than once does no harm."""

@@ -21,13 +21,14 @@ class RawClient:
     """One TCP connection to the server, as a context manager.
 
     network: it comes from its client host. identity: names the configuration file with its certificate and key.
+    source: the address that it comes from, if it is not the host's first.
     """
 
-    def __init__(self, network, identity):
+    def __init__(self, network, identity, source=None):
         self._network = network
         self._identity = identity
         with inside(network.client):
-            self.socket = socket.create_connection(SERVER, TIMEOUT)
+            self.socket = socket.create_connection(SERVER, TIMEOUT, source and (source, 0))
         self.address = "{}:{}".format(*self.socket.getsockname())
         self._received = b""
 

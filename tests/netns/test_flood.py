@@ -1,0 +1,106 @@
+"""Thousands of connections that never say a word: who is connected stays so, and who is honest gets in.
+
+                                   flood: 198.18.0.0/16, 2001:db8:f::/48, or one address of them
+    client, 192.0.2.2    ──┐         │
+    honest, 198.18.255.1 ──┴─ veth ──┴── server
+"""
+
+import contextlib
+import subprocess
+import sys
+import time
+
+import pytest
+from harness import ROOT, wait_until
+from rawclient import RawClient
+
+from bulkvpnd.protocol.errors import RemoteError
+
+HONEST = (f"198.18.255.{number}" for number in range(1, 255))
+"""Strangers' addresses, one for each case: nobody has authenticated from there."""
+FLOODS = {
+    # name: (the server's address, where it comes from, the counter that has to move)
+    "one address": ("192.0.2.1", "198.18.0.1/32", "source_full"),
+    "many addresses": ("192.0.2.1", "198.18.0.0/17", "crowded"),
+    "one IPv6 prefix": ("2001:db8::1", "2001:db8:f:1::/64", "source_full"),
+    "many IPv6 prefixes": ("2001:db8::1", "2001:db8:f::/48", "crowded"),
+}
+LET_IN = 5.0
+"""Seconds in which an honest client has to be in."""
+MEMORY = 64 << 20
+"""Bytes that strangers may cost the main process."""
+LINES = 10
+"""Lines of the log for each second, at most."""
+
+
+@pytest.fixture(scope="module")
+def tunnel(shared_network):
+    """The server, and a client that is connected all the time; routes for the rest."""
+    network = shared_network
+    network.client.ip("route", "add", "local", "198.18.0.0/17", "dev", "lo")
+    network.client.ip("-6", "route", "add", "local", "2001:db8:f::/48", "dev", "lo")
+    network.server.ip("route", "add", "198.18.0.0/16", "via", "192.0.2.2")
+    network.server.ip("-6", "route", "add", "2001:db8:f::/48", "via", "2001:db8::2")
+    network.add_client("honest")
+    server = network.start_server().wait_ready()
+    client = network.start_client().wait_ready()
+    client.wait_connections(4)
+    yield network, server, client
+    assert [one.stop() for one in (client, server)] == [0, 0]
+
+
+@contextlib.contextmanager
+def flood(network, address, source, count, seconds=60):
+    """A flood that is up, and goes on until the block is left."""
+    output = network.directory / "flood"
+    with output.open("wb") as stream:
+        command = [sys.executable, "-m", "benchmarks.flood", address, 7443, count, seconds, source]
+        process = network.client.start(command, stdout=stream, stderr=subprocess.STDOUT, cwd=ROOT)
+    try:
+        wait_until(lambda: output.read_bytes() or process.poll() is not None, 60, "the flood is up")
+        assert output.read_bytes().startswith(b"ready"), output.read_text()
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def resident(server):
+    """Bytes of the main process, statm of proc(5)."""
+    with open(f"/proc/{server.process.pid}/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+
+def seconds_until_in(network, source):
+    """How long an honest client needs that comes again when it is turned away, as the daemon does."""
+    begun = time.monotonic()
+    while time.monotonic() - begun < LET_IN:
+        with contextlib.suppress(OSError, RemoteError, EOFError), RawClient(network, "honest", source) as raw:
+            raw.join()
+            assert raw.ping()
+            return time.monotonic() - begun
+    return float("inf")
+
+
+@pytest.mark.parametrize("count", [1000, pytest.param(10000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("case", FLOODS)
+def test_idle_connections_keep_nobody_out(tunnel, case, count):
+    network, server, client = tunnel
+    honest = next(HONEST)
+    network.client.ip("address", "add", f"{honest}/32", "dev", "veth0")
+    address, source, counter = FLOODS[case]
+    before = server.status()["listener"]
+    connections = [one["connection"] for one in client.connections()]
+    memory, begun, lines = resident(server), time.monotonic(), len(server.text().splitlines())
+    with flood(network, address, source, count):
+        wait_until(lambda: server.status()["listener"][counter] - before[counter] > count / 2, 30, "the crowd is there")
+        assert server.status()["listener"]["handshakes"] >= (32 if counter == "source_full" else 128)
+        took = seconds_until_in(network, honest)
+        assert took < LET_IN, server.status()["listener"]
+        assert network.ping() and network.ping(6)
+        assert [one["connection"] for one in client.connections()] == connections
+        assert resident(server) - memory < MEMORY
+        assert len(server.text().splitlines()) - lines < LINES * (time.monotonic() - begun + 1)
+    # And nothing of it is left.
+    wait_until(lambda: server.status()["listener"]["handshakes"] == 0, 15, "no place is taken")
+    assert not server.lines("ERROR|Traceback")
