@@ -6,6 +6,7 @@
 """
 
 import contextlib
+import select
 import subprocess
 import sys
 import time
@@ -27,6 +28,8 @@ FLOODS = {
 }
 LET_IN = 5.0
 """Seconds in which an honest client has to be in."""
+PAUSES = (0.5, 1.0, 2.0)
+"""Seconds between its tries; without its jitter."""
 MEMORY = 64 << 20
 """Bytes that strangers may cost the main process."""
 LINES = 10
@@ -72,13 +75,14 @@ def resident(server):
 
 
 def seconds_until_in(network, source):
-    """How long an honest client needs that comes again when it is turned away, as the daemon does."""
+    """How long an honest client needs that comes again when it is turned away, with the pauses of the daemon."""
     begun = time.monotonic()
-    while time.monotonic() - begun < LET_IN:
+    for pause in PAUSES:
         with contextlib.suppress(OSError, RemoteError, EOFError), RawClient(network, "honest", source) as raw:
             raw.join()
             assert raw.ping()
             return time.monotonic() - begun
+        select.select([], [], [], pause)
     return float("inf")
 
 
