@@ -1,6 +1,7 @@
 """The links that the systems are measured on, each a server and its clients in namespaces of their own.
 
     plain     client ── veth ── server                         as fast as the kernel
+    besieged  client and flood.py ── veth ── server            the same
     shaped    client ── veth ── server                         100 Mbit/s each way
     lossy     client ── veth ── relay ── veth ── server        40 ms round trip, random loss, see relay.py
     star      client 0..N-1 ── veth ── bridge of the server    for many clients
@@ -20,6 +21,8 @@ from bulkvpnd.admin import namespaces
 SERVER_ADDRESS, CLIENT_ADDRESS = "192.0.2.1", "192.0.2.2"
 """TEST-NET-1 of RFC 5737; the lossy link's far side is in TEST-NET-2."""
 FAR_ADDRESS, FAR_ROUTER = "198.51.100.2", "198.51.100.1"
+FLOOD_NETWORK = "198.18.0.0/15"
+"""Of RFC 2544: the client host floods from here."""
 STAR_NETWORK = ipaddress.ip_network("192.0.2.0/24")
 
 ALLOWED = pathlib.Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control")
@@ -60,6 +63,15 @@ def shaped(wait):
         for host in (network.server, *network.clients):
             _take_cubic(host)
             host.run(["tc", "qdisc", "replace", "dev", "veth0", "root", *SHAPER])
+        yield network
+
+
+@contextlib.contextmanager
+def besieged(wait):
+    with plain(wait) as network:
+        for host in network.clients:
+            host.ip("route", "add", "local", FLOOD_NETWORK, "dev", "lo")
+        network.server.ip("route", "add", FLOOD_NETWORK, "via", CLIENT_ADDRESS)
         yield network
 
 
@@ -148,6 +160,7 @@ CLIENT_COUNTS = (1, 4, 16, 64)
 LINKS = {
     # name: (context manager that makes it, what the report says of it)
     "plain": (plain, "a veth pair, as fast as the kernel"),
+    "besieged": (besieged, "the plain link, and 10,000 connections from as many addresses that never say a word"),
     "shaped": (shaped, "100 Mbit/s each way: tc tbf with a FIFO of 50 ms at both ends; cubic"),
     "lossy01": (lossy(1), "300 Mbit/s, 40 ms round trip, 0.1 % random loss each way; cubic"),
     "lossy": (lossy(10), "300 Mbit/s, 40 ms round trip, 1 % random loss each way; cubic"),

@@ -39,7 +39,7 @@ def plan(systems, rounds, seconds, chosen):
                 wanted = [test for test in tests.TESTS
                           if test.link == link and (chosen is None or chosen.intersection(test.rows))]
                 several = link.startswith("star")
-                if wanted and (system.several_clients or not several):
+                if wanted and (system.several_clients or not several) and (system.port or link != "besieged"):
                     starting = START_SECONDS + (int(link.removeprefix("star")) if several else 0)
                     planned = starting + sum(test.factor * seconds + 1 for test in wanted)
                     steps.append((number, system, link, wanted, planned))

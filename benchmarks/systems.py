@@ -39,10 +39,15 @@ class Settings:
 
 
 class System:
-    """A system. commands: {command it needs: Debian package}. several_clients: whether the clients' tests have it."""
+    """A system.
+
+    commands: {command it needs: Debian package}. several_clients: whether the clients' tests have it. port: where its
+    server takes TCP connections, if the flood's test has it.
+    """
 
     commands = {}
     several_clients = False
+    port = None
 
     def __init__(self, name):
         self.name = name
@@ -75,6 +80,7 @@ class Bulkvpnd(System):
     """options: {name: value} of bulkvpn.conf(5) for both ends."""
 
     several_clients = True
+    port = config.DEFAULT_PORT
 
     def __init__(self, name, options, settings):
         super().__init__(name)

@@ -22,6 +22,10 @@ RAMP = 1
 LISTEN_TIMEOUT = 10
 """Seconds."""
 UDP_FLOWS = 4
+FLOOD_SIZE, FLOOD_PAIRS = 10000, 3
+"""Connections; measurements without and with them."""
+FLOOD_TIMEOUT = 60
+"""Seconds in which they have to be made."""
 LOSSY_STREAMS = 16
 """Inner TCP streams on the lossy link: enough to use every connection of a session. All of these are choices."""
 REORDER_FLOWS, REORDER_SIZES = 16, (64, 1400, 200, 28, 700)
@@ -49,6 +53,8 @@ ROWS = {
     "udp1400_mbps": ("Mbit/s", True, "UDP datagrams of 1400 bytes delivered"),
     "udp1400_loss": ("%", False, "of them lost"),
     "udp_reorder": ("packets", False, "datagrams that came after a later one of their flow, 16 flows of mixed sizes"),
+    "flood_mbps": ("Mbit/s", True, "besieged link: TCP, 4 streams, during the flood"),
+    "flood_loss": ("%", False, "of what passed right before it, median of three pairs"),
     "idle_rtt_ms": ("ms", False, "round trip without load, median"),
     "idle_rtt_p95_ms": ("ms", False, "95th percentile"),
     "idle_rtt_p99_ms": ("ms", False, "99th percentile"),
@@ -148,6 +154,21 @@ def idle(trial):
             "idle_rtt_p99_ms": percentile(times, 99)}
 
 
+def besieged(trial):
+    """Without the flood and with it, by turns: the machine may be slower for a while."""
+    pairs = []
+    for _ in range(FLOOD_PAIRS):
+        before = tcp(trial, 4)[0]
+        planned = trial.seconds + LISTEN_TIMEOUT
+        with trial.start_tool(trial.client, trial.python("flood", trial.address, trial.system.port, FLOOD_SIZE, planned,
+                                                         network.FLOOD_NETWORK)) as flood:
+            if not trial.wait(lambda: flood.text(), FLOOD_TIMEOUT) or not flood.text().startswith("ready"):
+                raise TrialError(f"flood: is not up: {flood.text().strip().splitlines()[-1:]}")
+            pairs.append((before, tcp(trial, 4)[0]))
+    return {"flood_mbps": percentile([during for _, during in pairs], 50),
+            "flood_loss": percentile([100 * (1 - during / before) for before, during in pairs], 50)}
+
+
 def on_shaped_link(trial):
     quiet = percentile(_idle_times(trial, 2), 50)
     rate, _, times = tcp_with_ping(trial, 4)
@@ -204,6 +225,7 @@ TESTS = (
     Test("plain", datagrams("udp200_pps", 200), 1.3, ("udp200_pps", "udp200_loss")),
     Test("plain", datagrams("udp1400_mbps", 1400), 1.3, ("udp1400_mbps", "udp1400_loss")),
     Test("plain", reordering, 1.3, ("udp_reorder",)),
+    Test("besieged", besieged, 3 * FLOOD_PAIRS, ("flood_mbps", "flood_loss")),
     Test("shaped", on_shaped_link, 1.5, ("shaped_rtt_ms", "shaped_mbps", "shaped_rtt_p95_ms")),
     Test("lossy01", throughput("lossy01_mbps", streams=LOSSY_STREAMS), 1, ("lossy01_mbps",)),
     Test("lossy", on_lossy_link, 1.5, ("lossy_rtt_ms", "lossy_ping_loss", "lossy_mbps")),
