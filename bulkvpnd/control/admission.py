@@ -17,8 +17,8 @@ prefixes would make strangers answer for each other: customers of one provider, 
 """
 
 import dataclasses
-import ipaddress
 import random
+from socket import AF_INET, AF_INET6, inet_pton  # for its parser alone: a tenth of the time of ipaddress
 
 PATIENCE = 3.0
 """Seconds of speaking after which a connection may lose its place to a newcomer. TLS and HELLO are four round trips, so
@@ -44,9 +44,9 @@ def source_of(address):
 
     address: text as from accept(2), IPv4 in IPv6 too.
     """
-    packed = ipaddress.ip_address(address.partition("%")[0]).packed
-    if len(packed) == 4:
-        return packed
+    if ":" not in address:
+        return inet_pton(AF_INET, address)
+    packed = inet_pton(AF_INET6, address.partition("%")[0])
     # ::ffff:0:0/96, RFC 4291 section 2.5.5.2: what an IPv6 socket makes of IPv4.
     return packed[12:] if packed[:12] == bytes(10) + b"\xff\xff" else packed[:8]
 

@@ -15,7 +15,6 @@ import time
 import gevent
 from gevent import monkey
 from gevent.hub import get_hub
-from gevent.socket import wait_read
 
 from bulkvpnd.control import transport
 from bulkvpnd.protocol.errors import Refused, RemoteError
@@ -28,6 +27,8 @@ ACCEPT_BATCH = 32
 """Connections accepted in one go, before everything else has its turn (choice)."""
 ACCEPT_PAUSE = 0.1
 """Seconds after an error such as EMFILE; accepting again at once would only spin (choice)."""
+REPORT_PERIOD = 5.0
+"""Seconds between two lines of the log that tell what was dropped (choice)."""
 SWEEP_PERIOD = 0.25
 """Seconds between two looks for silent connections whose time is up (choice)."""
 _READABLE = 1
@@ -64,7 +65,10 @@ class Listener:
         self._prepare = prepare
         self._handle = handle
         self._sockets = []
-        self._greenlets = []
+        self._watchers = []
+        self._sweeper = None
+        self._last_dropped = {}  # counter of admission: address
+        self._reported, self._reported_at = dict.fromkeys(_DROPPED, 0), 0.0
         self._silent = {}  # Place: _Silent
         self._speaking = {}  # Place: (greenlet, socket)
 
@@ -86,8 +90,12 @@ class Listener:
                 except OSError as error:
                     raise type(error)(error.errno, f"listen = {transport.shown(address)}: {error.strerror}") from None
                 log.info("listening on %s", transport.shown(address))
-        self._greenlets = [gevent.spawn(self._accept, sock) for sock in self._sockets]
-        self._greenlets.append(gevent.spawn(self._sweep))
+        self._loop = get_hub().loop
+        for sock in self._sockets:
+            watcher = self._loop.io(sock.fileno(), _READABLE)
+            self._watchers.append(watcher)
+            self._watch(sock, watcher)
+        self._sweeper = gevent.spawn(self._sweep)
 
     @staticmethod
     def _resolve(host, port):
@@ -104,40 +112,36 @@ class Listener:
 
     # From accept to the first byte
 
-    def _accept(self, sock):
-        family = sock.family
-        while True:
-            wait_read(sock.fileno())
-            for _ in range(ACCEPT_BATCH):
-                try:
-                    # What accept() is made of; that would make gevent's socket of it, once Python is patched.
-                    descriptor, address = sock._accept()
-                except BlockingIOError:
+    def _accept(self, sock, watcher):
+        # In the hub, where nothing may wait: neither here nor until the first byte there is a greenlet to switch to.
+        for _ in range(ACCEPT_BATCH):
+            try:
+                # What accept() is made of; that would make gevent's socket of it, once Python is patched.
+                descriptor, address = sock._accept()
+            except BlockingIOError:
+                break
+            except OSError as error:
+                # ECONNABORTED and EPROTO belong to a connection that died before it was taken, accept(2). Anything
+                # else, above all EMFILE, would be the same at once.
+                if error.errno not in (errno.ECONNABORTED, errno.EPROTO):
+                    log.warning("cannot accept: %s", error.strerror, extra={"limited": True})
+                    watcher.stop()
+                    gevent.spawn_later(ACCEPT_PAUSE, self._watch, sock, watcher)
                     break
-                except OSError as error:
-                    if error.errno == errno.EBADF:
-                        return
-                    # ECONNABORTED and EPROTO belong to a connection that died before it was taken, accept(2). Anything
-                    # else, above all EMFILE, would be the same at once.
-                    if error.errno not in (errno.ECONNABORTED, errno.EPROTO):
-                        log.warning("cannot accept: %s", error.strerror, extra={"limited": True})
-                        gevent.sleep(ACCEPT_PAUSE)
-                        break
-                else:
-                    self._take_in(_socket(family, socket.SOCK_STREAM, 0, descriptor), address)
+            else:
+                self._take_in(_socket(sock.family, socket.SOCK_STREAM, 0, descriptor), address)
 
     def _take_in(self, sock, address):
         now = time.monotonic()
         place, victim, why = self._admission.arrive(address[0], now)
         if why:
-            log.warning(_DROPPED[why], transport.shown(address),
-                        extra={"PEER": transport.shown(address), "REASON": why, "limited": True})
+            self._last_dropped[why] = address
         if victim:
             self._drop(victim)
         if place is None:
             _reset(sock)
             return
-        watcher = get_hub().loop.io(sock.fileno(), _READABLE)
+        watcher = self._loop.io(sock.fileno(), _READABLE)
         self._silent[place] = _Silent(sock, address, now, watcher)
         watcher.start(self._on_first_bytes, place)
 
@@ -149,6 +153,10 @@ class Listener:
         sock = socket.socket(silent.sock.family, socket.SOCK_STREAM, 0, silent.sock.detach())
         greenlet = gevent.spawn(self._serve, sock, silent.address, silent.came, place)
         self._speaking[place] = greenlet, sock
+
+    def _watch(self, sock, watcher):
+        if watcher in self._watchers:
+            watcher.start(self._accept, sock, watcher)
 
     def _end_silence(self, place):
         silent = self._silent.pop(place)
@@ -171,11 +179,23 @@ class Listener:
         while True:
             gevent.sleep(SWEEP_PERIOD)
             now = time.monotonic()
+            if self._last_dropped and now - self._reported_at >= REPORT_PERIOD:
+                self._reported_at = now
+                self._report_drops()
             for place in self._admission.overdue(now - self._timeout):
                 self._admission.leave(place)
                 silent = self._end_silence(place)
                 _reset(silent.sock)
                 self._turned_away(silent.address, place, "timeout", self._too_late())
+
+    def _report_drops(self):
+        """One line for all since the last: a line for each would cost more than the connection itself."""
+        for why, address in self._last_dropped.items():
+            count = self._admission.counters[why]
+            peer = transport.shown(address)
+            log.warning(_DROPPED[why], count - self._reported[why], peer, extra={"PEER": peer, "REASON": why})
+            self._reported[why] = count
+        self._last_dropped.clear()
 
     # From the first byte on
 
@@ -219,7 +239,12 @@ class Listener:
         return {"handshakes": len(self._admission), **self._admission.counters}
 
     def stop(self):
-        gevent.killall(self._greenlets, block=False)
+        if self._sweeper:
+            self._sweeper.kill(block=False)
+        while self._watchers:
+            watcher = self._watchers.pop()
+            watcher.stop()
+            watcher.close()
         for place in list(self._silent):
             self._admission.leave(place)
             self._drop(place)
@@ -228,9 +253,9 @@ class Listener:
 
 
 _DROPPED = {
-    "crowded": "too many connections are not authenticated: dropped one, as %s came",
-    "source_full": "too many connections of one address are not authenticated: dropped one, as %s came",
-    "penalised": "connection from %s dropped: repeated failures from there",
+    "crowded": "too many connections that are not authenticated: dropped %d, the last as %s came",
+    "source_full": "too many connections of one address that are not authenticated: dropped %d, the last as %s came",
+    "penalised": "connections after repeated failures from their address: dropped %d, the last of %s",
 }
 
 

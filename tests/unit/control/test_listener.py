@@ -12,6 +12,7 @@ from gevent import socket
 from gevent.event import Event
 
 from bulkvpnd.control import admission as admission_module
+from bulkvpnd.control import listener as listener_module
 from bulkvpnd.control.admission import Admission
 from bulkvpnd.control.listener import Listener
 from bulkvpnd.protocol.errors import RemoteError
@@ -159,6 +160,21 @@ def test_who_speaks_for_too_long_loses_its_place(listen, monkeypatch):
         handle.go.set()
         assert newcomer.recv(1) == clients[1].recv(1) == b""
     assert handle.served == 2 and listener.status()["failed"] == 0
+
+
+def test_one_line_tells_of_all_that_were_dropped(listen, caplog, monkeypatch):
+    monkeypatch.setattr(listener_module, "REPORT_PERIOD", 0.0)
+    monkeypatch.setattr(listener_module, "SWEEP_PERIOD", 0.3)
+    port = free_port()
+    listen(("127.0.0.1", port), places=(1, 100, 1))
+    for count in (3, 2):
+        clients = [connected(port) for _ in range(count)]
+        until(lambda: "dropped" in caplog.text)
+        (record,) = [record for record in caplog.records if "dropped" in record.getMessage()]
+        # The first time nobody had to go for the first.
+        assert "dropped 2," in record.getMessage() and record.REASON == "crowded"
+        assert record.PEER == "{}:{}".format(*clients[-1].getsockname())
+        caplog.clear()
 
 
 def test_failures_add_up_to_a_penalty(listen, caplog):
