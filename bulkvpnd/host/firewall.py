@@ -87,6 +87,7 @@ class Firewall:
         self._nft = nft or run
         self._table = {"family": FAMILY, "name": table_name(instance)}
         self._parts = {}
+        self._held = set()
 
     @property
     def table(self):
@@ -106,6 +107,19 @@ class Firewall:
             self._delete()
         self._parts = parts
 
+    def exists(self):
+        """Whether the table is there: of this run, or of one that crashed. Raises FirewallError."""
+        try:
+            return bool(self._nft([{"list": {"table": self._table}}]))
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise self._explain(error, "listed") from None
+
+    def hold(self, *parts):
+        """Of what is there, undo() leaves `parts` and no others: what must not open when the daemon fails."""
+        self._held = set(parts)
+
     def clean(self):
         """Removes what a crashed run of this instance left, if nothing was written since; never raises.
 
@@ -116,10 +130,14 @@ class Firewall:
             self.undo()
 
     def undo(self):
-        """Removes the table, also one that a crashed run of this instance left. Never raises."""
+        """Removes the table, also one that a crashed run of this instance left, but for what is held. Never raises."""
+        held = {name: content for name, content in self._parts.items() if name in self._held}
         self._parts = {}
         try:
-            self._delete()
+            if held:
+                self._write(held)
+            else:
+                self._delete()
         except FirewallError as error:
             # Without a binding there never was a table; with one it may be there still.
             log.log(logging.DEBUG if isinstance(error, Unavailable) else logging.WARNING, "%s", error)
