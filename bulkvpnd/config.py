@@ -177,6 +177,32 @@ def pushed_network(raw):
     return value
 
 
+PRIVATE = tuple(map(ipaddress.ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")))
+"""RFC 1918, RFC 4193: a server that may push routes to these takes nothing of the Internet."""
+
+
+def any_network(raw):
+    """A network of either version, of any size."""
+    try:
+        value = ipaddress.ip_network(raw) if "/" in raw and "%" not in raw else None
+    except ValueError:
+        value = None
+    if value is None or value.is_multicast:
+        raise ValueError("a network with no host bits set, for example 192.168.7.0/24 or fd00:7::/64")
+    return value
+
+
+def route_policy(raw):
+    """Networks: a tuple, since one word may stand for several."""
+    words = {"private": PRIVATE, "none": ()}
+    if raw in words:
+        return words[raw]
+    try:
+        return (any_network(raw),)
+    except ValueError as error:
+        raise ValueError(f"private, none, or {error}") from None
+
+
 def name_server(raw):
     try:
         value = ipaddress.ip_address(raw)
@@ -329,14 +355,31 @@ OPTIONS = (
            "whether clients may reach each other through this server",
            role="server"),
     Option("routes", pushed_network, None, "NETWORK", "Network",
-           "a network behind the server that clients are told to reach through the tunnel; may be repeated",
-           role="server", repeat=True, most=256),
+           "a network to reach through the tunnel; a server pushes it to its clients; may be repeated",
+           repeat=True, most=256),
+    Option("accept-routes", route_policy, "private", "NETWORK|private|none", "Network",
+           "pushed routes are taken if they are inside NETWORK; private stands for the private networks of RFC 1918 "
+           "and RFC 4193; may be repeated",
+           role="client", repeat=True),
+    Option("redirect-gateway", boolean, "no", "yes|no", "Network",
+           "full tunnel: send everything through the tunnel, IPv4 and IPv6",
+           role="client"),
+    Option("kill-switch", boolean, "no", "yes|no", "Network",
+           "let nothing leave this machine but through the tunnel, also while there is none; needs redirect-gateway",
+           role="client"),
+    Option("local-networks", any_network, None, "NETWORK", "Network",
+           "a network that is reached outside the tunnel in spite of the kill switch; may be repeated",
+           role="client", repeat=True),
     Option("dns", name_server, None, "ADDRESS", "Network",
-           "a name server that clients are told to ask through the tunnel; may be repeated",
-           role="server", repeat=True, most=8),
+           "a name server to ask through the tunnel; a server pushes it to its clients; may be repeated",
+           repeat=True, most=8),
     Option("dns-search", domain, None, "DOMAIN", "Network",
-           "a domain that clients are told to complete names with and to ask these name servers about; may be repeated",
-           role="server", repeat=True, most=8),
+           "a domain to complete names with and to ask these name servers about; a server pushes it to its clients; "
+           "may be repeated",
+           repeat=True, most=8),
+    Option("accept-dns", boolean, "yes", "yes|no", "Network",
+           "take the name servers and domains that the server pushes, where dns and dns-search do not say otherwise",
+           role="client"),
     Option("mtu", integer(1280, 65521, "bytes"), "1500", "BYTES", "Network",
            "MTU of the TUN device; pushed to clients. The outer connection is a stream, so 1500 fits any path"),
     Option("txqueuelen", integer(1, 100000, "packets"), "9000", "PACKETS", "Network",
@@ -632,6 +675,11 @@ def _check_together(configuration, file, lines, from_file, namespace):
     if mode == "server" and not (configuration.pool_ipv4 or configuration.pool_ipv6):
         raise ConfigurationError(f"{file}: pool-ipv4: missing; give pool-ipv4, pool-ipv6 or both")
     _check_multipath(configuration, file, lines.get("multipath") if "multipath" in from_file else None)
+    if configuration.kill_switch and not configuration.redirect_gateway:
+        raise ConfigurationError(
+            f"{file}: kill-switch = yes: without a full tunnel it would cut this machine off; "
+            "add redirect-gateway = yes"
+        )
     if mode == "server" and configuration.keepalive_timeout <= configuration.keepalive:
         raise ConfigurationError(
             f"{file}: keepalive-timeout = {configuration.keepalive_timeout}: should be longer than "

@@ -21,6 +21,7 @@ from gevent.event import AsyncResult, Event
 from gevent.lock import Semaphore
 
 from bulkvpnd.control import tls, transport
+from bulkvpnd.control.clientnet import ClientNetwork
 from bulkvpnd.host import link
 from bulkvpnd.protocol import handshake, keys
 from bulkvpnd.protocol.errors import Refused, RemoteError
@@ -39,7 +40,8 @@ class Client:
     """The role `mode = client`. on_ready(): called when the first connection carries traffic.
 
     workers, changes (host.changes.Changes, for what it changes on the machine while it runs): set by the main process
-    before start. on_change(): called when carries() may have changed.
+    before prepare. network: a ClientNetwork; prepare() makes it unless it is there. on_change(): called when carries()
+    may have changed.
     """
 
     isolation = None
@@ -55,6 +57,7 @@ class Client:
         self.workers = None
         self.changes = None
         self.on_change = lambda: None
+        self.network = None
         self._welcome = None  # of the present session; None while there is none
         self._begin = Semaphore(1)
         self._changed = Event()  # set, and replaced by a new one, when the session changes
@@ -64,6 +67,11 @@ class Client:
         self._revoked = {}
         self._was_ready = False
         self._was_up = False
+
+    def prepare(self):
+        """What has to be on the machine before anything else runs. Raises FirewallError."""
+        self.network = self.network or ClientNetwork(self._configuration, self._tun.name, self.changes)
+        self.network.start()
 
     def start(self):
         log.info("device %s, %d workers, connecting to %s", self._tun.name, len(self.workers),
@@ -163,17 +171,14 @@ class Client:
 
     def _open(self, remote):
         """A connected socket, of the first address of `remote` that answers. Raises OSError."""
-        host, port = remote
         last = OSError("no address")
-        try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except (socket.gaierror, UnicodeError) as error:
-            # UnicodeError: a label of no or more than 63 characters.
-            raise OSError(f"{host}: {getattr(error, 'strerror', error)}") from None
+        found = self.network.resolver.find(*remote)
+        self.network.know(address[0] for _, address in found)
         welcome = self._welcome
-        for family, kind, protocol, _, address in found:
-            sock = socket.socket(family, kind, protocol)
+        for family, address in found:
+            sock = socket.socket(family, socket.SOCK_STREAM)
             try:
+                transport.mark(sock, self.network.mark)
                 transport.tune(sock, self._configuration, welcome and welcome.sndbuf, welcome and welcome.rcvbuf,
                                welcome.keepalive_timeout if welcome else self._configuration.handshake_timeout)
                 sock.settimeout(self._configuration.handshake_timeout)
@@ -219,6 +224,7 @@ class Client:
         try:
             link.set_addresses(self._tun.name, interfaces)
             link.set_mtu(self._tun.name, welcome.mtu)
+            self.network.take(welcome)
         except link.LinkError as error:
             self._on_failure(str(error))
             raise OSError(str(error)) from None
@@ -274,7 +280,7 @@ class Client:
                      welcome.connections, welcome.cipher, extra={"PEER": connection.peer})
         if not self._was_ready:
             self._was_ready = True
-            self._on_ready()
+            self.network.came_up(self._on_ready)
 
     def closed(self, message, _worker):
         connection = self._connections.get(message["connection"])

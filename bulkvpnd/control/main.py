@@ -125,10 +125,12 @@ class Main:
         directory = sysctl.shared_directory(configuration.runtime_directory)
         changes = undo.enter_context(Changes(sysctl.Ledger(directory, configuration.name),
                                              firewall.Firewall(configuration.name)))
+        undo.callback(self._settle, changes)
         self._change_host(changes)
         role = _ROLES[configuration.mode](configuration, self._revocations.context, self._tun,
                                           ciphers.offer(configuration), self._on_ready, self._on_failure)
         role.changes = changes
+        role.prepare()
         workers = role.workers = Workers(self._tun, configuration.frame_size, role, role.isolation)
         undo.callback(workers.stop)
         workers.start()
@@ -143,6 +145,11 @@ class Main:
         # Left before anything else ends, so that traffic has moved to other instances by then.
         undo.enter_context(multipath)
         gevent.spawn(self._watch, role, workers)
+
+    def _settle(self, changes):
+        """A stop that was asked for leaves nothing behind; after a failure a kill switch stays until the next start."""
+        if self._stop.is_set() and not self._failure:
+            changes.firewall.hold()
 
     def _change_host(self, changes):
         """Everything that is wanted on the machine beyond the device, in order; roles add theirs as they go on."""

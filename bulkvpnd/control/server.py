@@ -66,6 +66,9 @@ class Server:
         own = self._pool.server_interfaces
         return {"networks": [str(one.network) for one in own], "exempt": [str(one.ip) for one in own]}
 
+    def prepare(self):
+        """What has to be on the machine before anything else runs: nothing."""
+
     def start(self):
         """Raises OSError or LinkError."""
         configuration = self._configuration

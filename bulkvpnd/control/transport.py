@@ -13,6 +13,15 @@ TCP_NOTSENT_LOWAT = 25
 """asm-generic/socket.h, linux/tcp.h; Python has no names for them."""
 
 
+def mark(sock, value):
+    """Marks what the socket sends, before it connects: the policy routing of a full tunnel leads it past the tunnel.
+
+    value: for SO_MARK (socket(7)), None for none. Raises PermissionError without CAP_NET_ADMIN.
+    """
+    if value is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, value)
+
+
 def tune(sock, configuration, sndbuf, rcvbuf, timeout):
     """Sets up a socket before it connects or listens; accepted sockets inherit all of it.
 

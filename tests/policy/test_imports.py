@@ -32,7 +32,7 @@ ARROWS = {
     "protocol": (set(), {"cryptography"}),
     "dataplane": ({"protocol", "workerlink"}, {"gevent"}),
     "host": (set(), {"nftables", "pyroute2"}),
-    "control": ({"config", "host", "pki", "protocol", "service", "workerlink"}, {"gevent"}),
+    "control": ({"config", "host", "pki", "protocol", "service", "workerlink"}, {"dns", "gevent"}),
     "admin": ({"config", "host", "pki"}, {"rich"}),
 }
 FORBIDDEN = {

@@ -22,6 +22,7 @@ DEBIAN_PACKAGES = {
     # name in setup.cfg: Debian's name, as dh_python3 has it
     "ConfigArgParse": "python3-configargparse",
     "cryptography": "python3-cryptography",
+    "dnspython": "python3-dnspython",
     "gevent": "python3-gevent",
     "pyroute2": "python3-pyroute2",
     "rich": "python3-rich",

@@ -14,7 +14,7 @@ from gevent import socket
 from gevent.event import Event
 
 from bulkvpnd import config, pki
-from bulkvpnd.control import tls
+from bulkvpnd.control import resolver, tls
 from bulkvpnd.protocol import handshake
 
 NOW = datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0)  # OpenSSL asks the real clock
@@ -148,6 +148,31 @@ class Link:
 
     def set_mtu(self, name, mtu):
         self.calls.append(("mtu", name, mtu))
+
+
+class Network:
+    """In place of control.clientnet.ClientNetwork: nothing is changed, and names are looked up as ever."""
+
+    def __init__(self):
+        self.mark = None
+        self.resolver = resolver.Resolver()
+        self.calls = []
+        self.failure = None
+
+    def start(self):
+        self.calls.append("start")
+
+    def know(self, addresses):
+        self.calls.append(("know", list(addresses)))
+
+    def take(self, welcome):
+        if self.failure:
+            raise self.failure
+        self.calls.append(("take", welcome.session))
+
+    def came_up(self, then):
+        self.calls.append("up")
+        then()
 
 
 class Workers:

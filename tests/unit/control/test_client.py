@@ -10,7 +10,7 @@ import types
 import gevent
 import gevent.event
 import pytest
-from doubles import Authority, Link, Tun, Workers, configuration, context, free_port, until
+from doubles import Authority, Link, Network, Tun, Workers, configuration, context, free_port, until
 from gevent.server import StreamServer
 
 from bulkvpnd.control import client as client_module
@@ -91,8 +91,10 @@ def start(site, tmp_path, monkeypatch):
         told = []
         client = Client(settings, tls.make_context(settings), Tun(), ciphers, lambda: told.append("ready"),
                         lambda reason: told.append(reason))
+        client.network = Network()
         client.workers, client.link, client.told, client.server = Workers(2), link, told, server
         running.append(client)
+        client.prepare()
         client.start()
         return client
 
@@ -347,7 +349,7 @@ def test_each_remote_is_tried_in_turn(start, site, tmp_path, caplog):
         client._configuration, remote=(("a" * 64, 1), ("nosuchhost.invalid", 2), ("127.0.0.1", other.port))
     )
     second = Client(replaced, client._context, Tun(), ("aes-256-gcm",), lambda: None, None)
-    second.workers = Workers(1)
+    second.workers, second.network = Workers(1), Network()
     second.start()
     attached(second, 1)
     assert "label" in caplog.text and "nosuchhost.invalid: " in caplog.text

@@ -1,0 +1,154 @@
+"""What a client changes on its machine beyond the device: kill switch, routes, full tunnel, name servers.
+
+    start, before the first connection      kill switch, mark of the outer connections
+    a session begins                        routes, full tunnel, name servers: what the server pushes, by our policy
+    connections and sessions come and go    all of it stays
+    stop                                    undone by host.changes, in the reverse order
+
+The kill switch alone outlives a failure: see ClientNetwork.came_up.
+"""
+
+import ipaddress
+import logging
+
+import gevent
+
+from bulkvpnd.control import policy
+from bulkvpnd.control.resolver import Resolver
+from bulkvpnd.host import killswitch, redirect, routes
+from bulkvpnd.host.dns import Dns
+from bulkvpnd.host.firewall import Unavailable
+from bulkvpnd.host.redirect import Redirect
+from bulkvpnd.host.routes import Routes
+
+log = logging.getLogger(__name__)
+
+SERVERS_MAX = 64
+"""Addresses of the server that routes are led around (choice)."""
+SRC_VALID_MARK = "net.ipv4.conf.all.src_valid_mark"
+
+
+class ClientNetwork:
+    """device: of the tunnel. changes: host.changes.Changes. mark: of outer sockets, None without a full tunnel."""
+
+    def __init__(self, configuration, device, changes):
+        self._configuration = configuration
+        self._device = device
+        self._changes = changes
+        self.mark = redirect.choose_mark() if configuration.redirect_gateway else None
+        self.resolver = Resolver(self.mark)
+        self._routes = Routes(device)
+        self._redirect = Redirect(device, self.mark)
+        self._dns = Dns(device, configuration.name)
+        self._servers = []  # addresses of the outer connections
+        self._welcome = None  # of the last session
+        self._led = None  # networks that routes lead into the tunnel
+        self._named = None  # what the name servers were set from
+        self._naming = gevent.Greenlet()
+
+    def start(self):
+        """Before the first connection. Raises FirewallError."""
+        for change in (self._routes, self._redirect, self._dns):
+            self._changes.make(change, wanted=False)
+            self._changes.callback(change.undo)
+        self._changes.callback(lambda: self._naming.kill())
+        if self._configuration.kill_switch:
+            self._close()
+        if self.mark:
+            self._let_answers_in()
+
+    def _close(self):
+        firewall, local = self._changes.firewall, self._configuration.local_networks
+        if firewall.exists():
+            # A run that crashed closed it; a start that fails must not open it.
+            firewall.hold(killswitch.PART)
+        firewall.apply(killswitch.PART, killswitch.objects(self._device, self.mark, local))
+        log.info("kill switch: only the tunnel leads out of this machine%s",
+                 ", except to " + _listed(local) if local else "")
+
+    def _let_answers_in(self):
+        try:
+            self._changes.firewall.apply("full-tunnel", redirect.restore_mark(self.mark))
+        except Unavailable as error:
+            log.warning("where rp_filter is 1, answers of the server will be dropped: %s", error)
+            return
+        outcome = self._changes.ledger.want(SRC_VALID_MARK, "1")
+        if outcome.why_not:
+            log.warning("where rp_filter is 1, answers of the server will be dropped: %s", outcome)
+
+    def came_up(self, then):
+        """The tunnel carries traffic. Calls then() when the name servers are set too.
+
+        From now on a failure leaves the kill switch closed until the next start.
+        """
+        if self._configuration.kill_switch:
+            self._changes.firewall.hold(killswitch.PART)
+        self._naming.link(lambda _: then())
+
+    def know(self, addresses):
+        """addresses: text, of a remote that is about to be connected to. No route may lead there."""
+        known = set(self._servers)
+        for address in map(_address, addresses):
+            if address not in known and len(self._servers) < SERVERS_MAX:
+                self._servers.append(address)
+        if self._led and any(address in network for address in self._servers for network in self._led):
+            self._lead()
+
+    def take(self, welcome):
+        """A session has begun and the device has its addresses. Raises LinkError, OSError."""
+        self._welcome = welcome
+        self._lead()
+        if self.mark:
+            self._redirect.apply(_carried(welcome))
+            log.info("full tunnel: everything goes through %s", self._device)
+        # In a greenlet of its own, because other programs do it, which take their time.
+        self._naming.kill()
+        self._naming = gevent.spawn(self._name)
+
+    def _lead(self):
+        """The routes of single networks."""
+        pushed, own = self._welcome.routes, self._configuration.routes
+        if not pushed and not own and not self._led:
+            return
+        allowed = [network for one in self._configuration.accept_routes for network in one]
+        taken, refused = policy.accept_routes(pushed, allowed, self._servers, routes.connected(self._device))
+        wanted = {version: [] for version in (4, 6)}
+        for network in (*own, *taken):
+            wanted[network.version].append(network)
+        for version in {4, 6} - _carried(self._welcome):
+            refused |= dict.fromkeys(wanted.pop(version), f"the tunnel carries no IPv{version}")
+        self._led = policy.around([network for some in wanted.values() for network in some], self._servers)
+        refused |= self._routes.apply(self._led)
+        for network, reason in refused.items():
+            log.warning("no route to %s through the tunnel: %s", network, reason)
+        if set(self._led) - set(refused):
+            log.info("routes through the tunnel: %s", _listed(one for one in self._led if one not in refused))
+
+    def _name(self):
+        """The name servers."""
+        accepted = self._configuration.accept_dns
+        servers = self._configuration.dns or (self._welcome.dns if accepted else ())
+        domains = self._configuration.dns_search or (self._welcome.dns_search if accepted else ())
+        if (servers, domains) == self._named:
+            return
+        self.resolver.tunnel_servers = frozenset(servers)
+        reason = self._dns.apply(servers, domains, everything=bool(self.mark))
+        self._named = servers, domains
+        if reason:
+            log.warning("name servers %s, domains %s: not set: %s", _listed(servers), _listed(domains), reason)
+        elif servers or domains:
+            log.info("name servers %s, domains %s", _listed(servers), _listed(domains))
+
+
+def _carried(welcome):
+    """The versions of IP that the session has addresses of."""
+    return {interface.version for interface in (welcome.ipv4, welcome.ipv6) if interface}
+
+
+def _address(text):
+    address = ipaddress.ip_address(text.partition("%")[0])
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def _listed(values):
+    return ", ".join(map(str, values)) or "none"

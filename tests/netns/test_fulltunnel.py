@@ -1,0 +1,284 @@
+"""A client that sends everything through the tunnel, with and without the kill switch.
+
+    client ── veth0 192.0.2.2 ═══ 192.0.2.1 veth0 ── server ── veth1 198.51.100.1 ═══ 198.51.100.2 ── web
+      └─ bulk0 10.86.0.2 ═══════════ session ═══════════ bulk0 ─┘
+
+The server forwards, so the client reaches the web host outside the tunnel too. Which way a request took shows in the
+address that it came from, and in what passes the client's veth0.
+"""
+
+import contextlib
+import pathlib
+import shutil
+import socket
+import sys
+
+import pytest
+import snapshot
+from harness import inside, two_hosts, wait_until
+
+from bulkvpnd.admin import namespaces
+
+HERE = pathlib.Path(__file__).parent
+WEB = {4: "198.51.100.2", 6: "2001:db8:64::2"}
+OUTSIDE = {4: "192.0.2.2", 6: "2001:db8::2"}
+ETH_P_ALL = 3
+"""linux/if_ether.h"""
+
+
+class Wire:
+    """What the client sends by its veth0: the destination addresses of IP packets.
+
+    Left out are the server's own address, neighbour discovery, and the question for the server's name, which the
+    daemon has to ask outside.
+    """
+
+    def __init__(self, host):
+        with inside(host):
+            self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETH_P_ALL))
+            self._socket.bind(("veth0", ETH_P_ALL))
+        self._socket.setblocking(False)
+
+    def sent(self):
+        """Since the last time."""
+        found = set()
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                data, (_, protocol, direction, *_) = self._socket.recvfrom(65536)
+                if direction != socket.PACKET_OUTGOING or b"\3vpn\4test" in data:
+                    continue
+                if protocol == 0x0800:
+                    found.add(socket.inet_ntop(socket.AF_INET, data[16:20]))
+                elif protocol == 0x86DD:
+                    found.add(socket.inet_ntop(socket.AF_INET6, data[24:40]))
+        neighbours = {one for one in found if one.startswith(("ff02:", "fe80:"))}
+        return found - neighbours - {"192.0.2.1", "2001:db8::1"}
+
+    def close(self):
+        self._socket.close()
+
+
+class Net:
+    """The network of this file, with a web host; see above."""
+
+    def __init__(self, network, web, log):
+        self.network, self.client, self.server, self.web = network, network.client, network.server, web
+        self._log = log
+
+    def get(self, where, seconds=3):
+        """Asks the web host from the client. Returns the address that it was asked from, or why there is no answer."""
+        url = f"http://[{where}]/" if ":" in where else f"http://{where}/"
+        done = self.client.run(["curl", "-s", "-S", "--noproxy", "*", "--max-time", seconds, url], check=False)
+        return done.stdout or done.stderr.strip()
+
+    def queries(self):
+        """[(asker, name), ...] of all DNS queries so far."""
+        return [tuple(line.split()) for line in self._log.read_text().splitlines()]
+
+    def start_client(self, *flags):
+        return self.network.start_client("--remote=vpn.test", *flags)
+
+
+@contextlib.contextmanager
+def resolv_conf(host, text):
+    """The name servers of a namespace, see ip-netns(8)."""
+    directory = pathlib.Path("/etc/netns", host.name)
+    directory.mkdir(parents=True)
+    (directory / "resolv.conf").write_text(text)
+    try:
+        yield directory / "resolv.conf"
+    finally:
+        shutil.rmtree(directory)
+        with contextlib.suppress(OSError):
+            directory.parent.rmdir()
+
+
+@pytest.fixture
+def net(tmp_path):
+    for program in ("curl", "nft", "ethtool"):
+        if not shutil.which(program):
+            pytest.skip(f"needs {program}")
+    with two_hosts(tmp_path) as network, contextlib.ExitStack() as stack:
+        web = stack.enter_context(namespaces.Host(namespaces.unique_name("bulkvpn-test-w")))
+        stack.enter_context(resolv_conf(network.client, f"nameserver {WEB[4]}\noptions timeout:1 attempts:1\n"))
+        namespaces.link(network.server, web, ["198.51.100.1/24", "2001:db8:64::1/64"],
+                        ["198.51.100.2/24", "2001:db8:64::2/64"], device="veth1")
+        for key in ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"):
+            network.server.run(["sysctl", "-q", "-w", f"{key}=1"])
+        for host, ways in ((network.client, ("192.0.2.1", "2001:db8::1")), (web, ("198.51.100.1", "2001:db8:64::1"))):
+            for way in ways:
+                host.ip("route", "add", "default", "via", way)
+        log = tmp_path / "queries"
+        log.touch()
+        web.start([sys.executable, HERE / "webhost.py", log, "vpn.test=192.0.2.1", f"web.test={WEB[4]}",
+                   f"web.test={WEB[6]}"])
+        wait_until(lambda: web.listening(80), 10, "the web host listens")
+        yield Net(network, web, log)
+
+
+@pytest.fixture
+def wire(net):
+    made = Wire(net.client)
+    yield made
+    made.close()
+
+
+def test_everything_goes_through_the_tunnel(net, wire):
+    before = snapshot.take(net.client)
+    assert (net.get(WEB[4]), net.get(WEB[6])) == (OUTSIDE[4], OUTSIDE[6])
+    assert WEB[4] in wire.sent() and net.queries() == []
+    net.network.start_server().wait_ready()
+    client = net.start_client("--redirect-gateway=yes").wait_ready()
+    client.wait_connections(4)
+    known = net.queries()
+    assert set(known) == {(OUTSIDE[4], "vpn.test.")}, "the name of the server is asked for outside"
+    wire.sent()
+    assert (net.get(WEB[4]), net.get(WEB[6])) == ("10.86.0.2", "fd86::2")
+    assert net.get("web.test") in ("10.86.0.2", "fd86::2")
+    assert {asker for asker, name in net.queries()[len(known) :]} == {"10.86.0.2"}, "names are asked for inside"
+    assert wire.sent() == set()
+    assert net.network.ping(4) and net.network.ping(6)
+    # A connection that is lost comes back outside the tunnel.
+    net.client.run(["ss", "-K", "dst", "192.0.2.1"], check=False)
+    client.wait_connections(4)
+    assert client.stop() == 0
+    assert not (changed := "\n".join(snapshot.differences(before, snapshot.take(net.client)))), changed
+    assert (net.get(WEB[4]), net.get(WEB[6])) == (OUTSIDE[4], OUTSIDE[6])
+
+
+def test_a_strict_reverse_path_filter_does_not_stop_it(net):
+    net.client.run(["sysctl", "-q", "-w", "net.ipv4.conf.all.rp_filter=1", "net.ipv4.conf.veth0.rp_filter=1"])
+    before = snapshot.take(net.client)
+    net.network.start_server().wait_ready()
+    client = net.start_client("--redirect-gateway=yes").wait_ready()
+    client.wait_connections(4)
+    assert net.get(WEB[4]) == "10.86.0.2"
+    assert client.stop() == 0
+    assert not (changed := "\n".join(snapshot.differences(before, snapshot.take(net.client)))), changed
+
+
+def test_a_family_that_the_tunnel_lacks_stays_inside(net, wire):
+    text = (net.network.directory / "server.conf").read_text()
+    (net.network.directory / "server.conf").write_text(
+        "".join(line for line in text.splitlines(True) if not line.startswith("pool-ipv6")))
+    net.network.start_server().wait_ready()
+    assert net.get(WEB[6]) == OUTSIDE[6]
+    client = net.start_client("--redirect-gateway=yes").wait_ready()
+    wire.sent()
+    assert net.get(WEB[4]) == "10.86.0.2"
+    assert "curl: (7)" in net.get(WEB[6]), "an error at once, no time-out"
+    assert wire.sent() == set()
+    client.stop()
+    assert net.get(WEB[6]) == OUTSIDE[6]
+
+
+def leaks(net, wire):
+    """Whether anything leaves when the web host is asked, over IPv4, over IPv6 and by name."""
+    wire.sent()
+    answers = [net.get(where, 1) for where in (*WEB.values(), "web.test")]
+    assert all(answer.startswith("curl:") for answer in answers) or wire.sent(), answers
+    return bool(wire.sent()) or not all(answer.startswith("curl:") for answer in answers)
+
+
+@pytest.mark.parametrize("switch", ["no", "yes"])
+def test_before_the_first_connection(net, wire, switch):
+    """The server is down."""
+    before = snapshot.take(net.client)
+    client = net.start_client("--redirect-gateway=yes", f"--kill-switch={switch}")
+    wait_until(lambda: client.lines("failed: Connection refused"), 20, "a try that failed")
+    assert leaks(net, wire) == (switch == "no")
+    # Stopped in the middle of its start.
+    assert client.stop() == 0
+    assert not (changed := "\n".join(snapshot.differences(before, snapshot.take(net.client)))), changed
+    assert net.get(WEB[4]) == OUTSIDE[4]
+
+
+def test_nothing_leaves_while_the_server_is_away(net, wire):
+    before = snapshot.take(net.client)
+    server = net.network.start_server().wait_ready()
+    client = net.start_client("--redirect-gateway=yes", "--kill-switch=yes").wait_ready()
+    assert net.get(WEB[4]) == "10.86.0.2" and net.get(WEB[6]) == "fd86::2"
+    server.stop()
+    wait_until(lambda: client.lines("no connection to the server is left"), 30, "the client notices")
+    assert not leaks(net, wire)
+    # Its own routes out of the way: it is the switch that holds, not the full tunnel alone.
+    for family in ("-4", "-6"):
+        for priority in (32764, 32765):
+            net.client.ip(family, "rule", "del", "priority", priority)
+    assert not leaks(net, wire)
+    net.network.start_server().wait_ready()
+    client.wait_connections(4)
+    assert net.network.ping(4)
+    assert client.stop() == 0
+    assert not (changed := "\n".join(snapshot.differences(before, snapshot.take(net.client)))), changed
+    assert net.get(WEB[4]) == OUTSIDE[4]
+
+
+def test_local_networks_stay_within_reach(net):
+    client = net.start_client("--redirect-gateway=yes", "--kill-switch=yes", f"--local-networks={WEB[4]}/32")
+    wait_until(lambda: client.lines("failed: "), 20, "a try that failed")
+    assert net.get(WEB[4]) == OUTSIDE[4]
+    assert net.get(WEB[6], 1).startswith("curl:")
+    assert client.stop() == 0
+
+
+def test_a_kill_leaves_the_switch_closed_until_the_next_start(net, wire):
+    before = snapshot.take(net.client)
+    net.network.start_server().wait_ready()
+    client = net.start_client("--redirect-gateway=yes", "--kill-switch=yes").wait_ready()
+    client.kill()
+    wait_until(lambda: "bulk0" not in net.client.ip("-br", "link"), 20, "its workers are gone")
+    assert not leaks(net, wire)
+    # A start that fails finds it closed, and leaves it so.
+    directory = net.network.directory
+    (directory / "run-bad").write_text("not a directory")
+    bad = net.network.start_client("--redirect-gateway=yes", "--kill-switch=yes",
+                                   f"--runtime-directory={directory / 'run-bad' / 'x'}", "--remote=vpn.test")
+    wait_until(lambda: namespaces.exited(bad.process), 20, "it cannot start")
+    assert bad.stop() == 1
+    assert not leaks(net, wire)
+    client = net.start_client("--redirect-gateway=yes", "--kill-switch=yes").wait_ready()
+    assert net.get(WEB[4]) == "10.86.0.2"
+    assert client.stop() == 0
+    assert not (changed := "\n".join(snapshot.differences(before, snapshot.take(net.client)))), changed
+
+
+def test_a_kill_without_the_switch_leaves_nothing_after_the_next_run(net):
+    before = snapshot.take(net.client)
+    net.network.start_server().wait_ready()
+    net.start_client("--redirect-gateway=yes").wait_ready().kill()
+    wait_until(lambda: "bulk0" not in net.client.ip("-br", "link"), 20, "its workers are gone")
+    assert "proto 86" in net.client.ip("rule")
+    assert net.get(WEB[4]) == OUTSIDE[4]
+    # Without the option now: what is left is removed all the same.
+    client = net.start_client().wait_ready()
+    assert "proto 86" not in net.client.ip("rule") + net.client.ip("-6", "rule")
+    assert client.stop() == 0
+    assert not (changed := "\n".join(snapshot.differences(before, snapshot.take(net.client)))), changed
+
+
+def test_a_failed_start_leaves_the_host_as_it_was(net):
+    before = snapshot.take(net.client)
+    directory = net.network.directory
+    (directory / "run-bad").write_text("not a directory")
+    bad = net.network.start_client("--redirect-gateway=yes", "--kill-switch=yes", "--remote=vpn.test",
+                                   f"--runtime-directory={directory / 'run-bad' / 'x'}")
+    wait_until(lambda: namespaces.exited(bad.process), 20, "it cannot start")
+    assert bad.stop() == 1
+    assert not (changed := "\n".join(snapshot.differences(before, snapshot.take(net.client)))), changed
+    assert net.get(WEB[4]) == OUTSIDE[4]
+
+
+def test_two_full_tunnels_do_not_lead_into_each_other(net):
+    before = snapshot.take(net.client)
+    net.network.add_client("second")
+    net.network.start_server().wait_ready()
+    first = net.start_client("--redirect-gateway=yes").wait_ready()
+    second = net.network.start_client("--redirect-gateway=yes", "--remote=vpn.test", name="second").wait_ready()
+    first.wait_connections(4)
+    second.wait_connections(4)
+    assert net.get(WEB[4]) in ("10.86.0.2", "10.86.0.3")
+    assert first.stop() == 0
+    assert net.get(WEB[4]) == "10.86.0.3"
+    assert second.stop() == 0
+    assert not (changed := "\n".join(snapshot.differences(before, snapshot.take(net.client)))), changed
