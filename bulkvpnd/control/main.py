@@ -28,7 +28,7 @@ from bulkvpnd.control.client import Client
 from bulkvpnd.control.multipath import Multipath, literal_addresses
 from bulkvpnd.control.revocation import Revocations
 from bulkvpnd.control.server import Server
-from bulkvpnd.control.status import StatusSocket
+from bulkvpnd.control.status import Claim, StatusSocket
 from bulkvpnd.control.workers import Workers
 from bulkvpnd.host import firewall, link, sysctl
 from bulkvpnd.host.changes import Changes
@@ -117,6 +117,7 @@ class Main:
     def _start(self, undo):
         """undo: the ExitStack that takes everything back."""
         configuration = self._configuration
+        undo.enter_context(Claim(configuration.runtime_directory))
         count = configuration.workers or min(len(os.sched_getaffinity(0)), configuration.connections)
         self._tun = Tun.open(configuration.device, count)
         undo.callback(self._tun.close)

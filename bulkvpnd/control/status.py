@@ -3,6 +3,7 @@
     {"command": "status"}   -->   {"instance": …, "sessions": […], …}   or   {"error": "…"}
 """
 
+import fcntl
 import json
 import logging
 import os
@@ -17,6 +18,28 @@ SOCKET_NAME = "status.sock"
 REQUEST_MAX = 4096
 TIME_MAX = 5.0
 """Seconds for one request (choice)."""
+
+
+class Claim:
+    """The runtime directory for this process alone, as a context manager. The kernel gives it up with the process."""
+
+    def __init__(self, directory):
+        self._directory = directory
+
+    def __enter__(self):
+        """Raises OSError when the directory cannot be made, or another process has it."""
+        self._directory.mkdir(parents=True, exist_ok=True, mode=0o750)
+        self._descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._descriptor)
+            raise OSError(f"{self._directory}: another instance runs with this runtime directory; stop it, or give "
+                          "this one a name of its own") from None
+        return self
+
+    def __exit__(self, *exception):
+        os.close(self._descriptor)
 
 
 class StatusSocket:

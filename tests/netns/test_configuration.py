@@ -6,7 +6,7 @@ import socket
 import sys
 
 import pytest
-from harness import ROOT, inside
+from harness import ROOT, Daemon, inside
 
 RTMGRP_LINK = 1
 """linux/rtnetlink.h: devices that come, change and go."""
@@ -101,6 +101,21 @@ def test_port_in_use(attempt, good, shared_network):
         status, said, touched = attempt(good, "--listen=192.0.2.1:7443")
     assert status == 1 and touched
     assert "listen = 192.0.2.1:7443: Address already in use" in said
+    assert "bulk0" not in shared_network.server.ip("-br", "link")
+
+
+def test_a_second_instance_of_one_name(attempt, good, shared_network, tmp_path):
+    """It ends before it touches anything, and the first answers as before."""
+    file = shared_network.directory / "first.conf"
+    file.write_text(good)
+    file.chmod(0o600)
+    first = Daemon(shared_network.server, shared_network.directory, "first")
+    first.wait_ready()
+    status, said, touched = attempt(good, f"--runtime-directory={first.runtime}")
+    assert (status, touched) == (1, False)
+    assert f"{first.runtime}: another instance runs with this runtime directory" in said
+    assert first.status()["instance"] == "first"
+    assert first.stop() == 0
     assert "bulk0" not in shared_network.server.ip("-br", "link")
 
 

@@ -3,6 +3,8 @@
 import json
 import os
 import stat
+import subprocess
+import sys
 import time
 
 import gevent
@@ -12,7 +14,7 @@ from gevent import socket
 
 from bulkvpnd.admin import status as admin
 from bulkvpnd.control import status as status_module
-from bulkvpnd.control.status import REQUEST_MAX, StatusSocket
+from bulkvpnd.control.status import REQUEST_MAX, Claim, StatusSocket
 
 
 @pytest.fixture
@@ -110,3 +112,21 @@ def test_a_directory_that_cannot_be_made_is_an_os_error(tmp_path):
 def test_the_administrator_s_tool_and_the_socket_understand_each_other(path):
     # In another greenlet: the tool's sockets are this loop's too.
     assert gevent.spawn(admin.ask, path).get(timeout=5) == {"instance": "server"}
+
+
+def test_a_runtime_directory_is_one_process_s(tmp_path):
+    directory = tmp_path / "run" / "server"
+    with Claim(directory):
+        with pytest.raises(OSError, match=f"^{directory}: another instance runs with this runtime directory"):
+            Claim(directory).__enter__()
+        with Claim(tmp_path / "run" / "other"):
+            pass
+        # What it starts does not inherit the claim.
+        program = "import fcntl, os, sys; fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+        assert subprocess.run([sys.executable, "-c", program, directory], capture_output=True).returncode == 1
+        child = subprocess.Popen([sys.executable, "-c", "print(flush=True), input()"], stdin=subprocess.PIPE,
+                                 stdout=subprocess.PIPE, close_fds=False)
+        child.stdout.readline()
+    with Claim(directory):
+        pass
+    child.communicate(b"\n")
