@@ -42,7 +42,8 @@ def set_addresses(name, interfaces):
         for message in list(route.get_addr(index=index)):
             present = f"{message.get_attr('IFA_ADDRESS')}/{message['prefixlen']}"
             if wanted.pop(present, None) is None:
-                route.addr("del", index=index, address=message.get_attr("IFA_ADDRESS"), mask=message["prefixlen"])
+                _do(f"{name}: address {present}", route.addr, "del", index=index,
+                    address=message.get_attr("IFA_ADDRESS"), mask=message["prefixlen"])
         for text, interface in wanted.items():
             options = {"family": socket.AF_INET6, "flags": IFA_F_NODAD} if interface.version == 6 else {}
             _do(f"{name}: address {text}", route.addr, "add", index=index, address=str(interface.ip),
