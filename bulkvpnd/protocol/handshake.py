@@ -180,6 +180,11 @@ class _Fields:
             raise self._wrong(name, "a list of at most 64 words")
         return tuple(dict.fromkeys(word for word in value if word in known))
 
+    def offloads(self, name):
+        """Words of OFFLOADS. Super-packets count only beside csum, because each of them lacks its checksum."""
+        words = self.words(name, OFFLOADS)
+        return words if "csum" in words else ()
+
     def _list(self, name, most, parse, expected):
         """What `parse`, which raises ValueError, makes of each text of a list; one that comes twice counts once."""
         value = self._value(name)
@@ -275,7 +280,7 @@ class Hello:
             ciphers=fields.words("ciphers", tuple(CIPHERS)),
             connections=fields.integer("connections", 1, CONNECTIONS_MAX),
             frame_size=fields.integer("frame_size", *FRAME_SIZE_RANGE),
-            offloads=fields.words("offload", OFFLOADS),
+            offloads=fields.offloads("offload"),
             rekey_bytes=fields.integer("rekey_bytes", *REKEY_BYTES_RANGE),
             rekey_interval=fields.integer("rekey_interval", *REKEY_INTERVAL_RANGE),
             replaces=replaces,
@@ -351,7 +356,7 @@ class Welcome:
             cipher=fields.word("cipher", tuple(CIPHERS)),
             connections=fields.integer("connections", 1, CONNECTIONS_MAX),
             frame_size=fields.integer("frame_size", *FRAME_SIZE_RANGE),
-            offloads=fields.words("offload", OFFLOADS),
+            offloads=fields.offloads("offload"),
             ipv4=fields.interface("ipv4", 4),
             ipv6=fields.interface("ipv6", 6),
             mtu=fields.integer("mtu", 1280, 65521),
