@@ -20,6 +20,8 @@ FIELDS = ("INSTANCE", "IDENTITY", "SESSION", "CONNECTION", "WORKER", "PEER", "RE
 RATE_BURST = 10
 RATE_PERIOD = 5.0
 """At most RATE_BURST lines of one kind at once, then one in RATE_PERIOD seconds, where peers provoke them."""
+REASON_MAX = 200
+"""Characters of the reason for the end of a connection, which may quote the other end (choice)."""
 NOTIFY_TIMEOUT = 1.0
 """Seconds to wait for room in systemd's socket, which holds 512 messages (choice)."""
 

@@ -25,6 +25,7 @@ from bulkvpnd.control.clientnet import ClientNetwork
 from bulkvpnd.host import link
 from bulkvpnd.protocol import handshake, keys
 from bulkvpnd.protocol.errors import Refused, RemoteError
+from bulkvpnd.service import REASON_MAX, printable
 
 log = logging.getLogger(__name__)
 
@@ -282,10 +283,11 @@ class Client:
             self._was_ready = True
             self.network.came_up(self._on_ready)
 
-    def closed(self, message, _worker):
+    def closed(self, message, worker):
         connection = self._connections.get(message["connection"])
-        if connection is not None:
-            self._end(connection, message["reason"])
+        if connection is not None and connection.worker == worker:
+            # A worker speaks for its own connections only.
+            self._end(connection, printable(message["reason"], REASON_MAX))
             self._announce()
 
     def worker_ready(self, index):

@@ -21,7 +21,7 @@ from bulkvpnd.control.session import Sessions
 from bulkvpnd.host import link
 from bulkvpnd.protocol import handshake, keys
 from bulkvpnd.protocol.errors import Refused, RemoteError
-from bulkvpnd.service import printable
+from bulkvpnd.service import REASON_MAX, printable
 
 log = logging.getLogger(__name__)
 
@@ -221,14 +221,17 @@ class Server:
         log.debug("connection %d of %s is up on worker %d", connection.index, session.identity, connection.worker,
                   extra=_fields(connection))
 
-    def closed(self, message, _worker):
-        connection = self._sessions.closed(message["connection"], time.monotonic())
-        if connection is None:
+    def closed(self, message, worker):
+        connection = self._sessions.connections.get(message["connection"])
+        if connection is None or connection.worker != worker:
+            # A worker speaks for its own connections only.
             return
+        self._sessions.closed(connection.number, time.monotonic())
         session = connection.session
+        reason = printable(message["reason"], REASON_MAX)
         level = logging.WARNING if message["blame"] == "peer" else logging.DEBUG if message["clean"] else logging.INFO
         log.log(level, "connection %d of %s from %s ended: %s", connection.index, session.identity, connection.peer,
-                message["reason"], extra={**_fields(connection), "REASON": message["reason"], "limited": True})
+                reason, extra={**_fields(connection), "REASON": reason, "limited": True})
         self._announce(session)
         if not session.connections and session.is_live and not session.is_ended:
             log.info("%s has no connection left; its session ends in %d s", session.identity,

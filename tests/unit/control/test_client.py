@@ -112,7 +112,8 @@ def attached(client, count):
 
 
 def ends(client, message, reason="gone"):
-    client.closed({"connection": message["connection"], "reason": reason}, 0)
+    connection = client._connections.get(message["connection"])
+    client.closed({"connection": message["connection"], "reason": reason}, connection.worker if connection else 0)
 
 
 # a session
@@ -154,6 +155,19 @@ def test_ready_is_said_once_and_with_the_first_authentic_frame(start, caplog):
     assert caplog.text.count("no connection to the server is left") == 1
     client.established(attached(client, 3)[2]["connection"])
     assert client.told == ["ready"] and caplog.text.count("connected to 127.0.0.1") == 2
+
+
+def test_a_worker_speaks_for_its_own_connections_only(start, caplog):
+    caplog.set_level(logging.INFO)
+    client = start()
+    message = attached(client, 2)[0]
+    other = 1 - client._connections[message["connection"]].worker
+    client.closed({"connection": message["connection"], "reason": "not mine"}, other)
+    assert message["connection"] in client._connections
+    ends(client, message, "said\n\x1b[2J" + "x" * 1000)
+    assert message["connection"] not in client._connections
+    until(lambda: r"said\n\x1b[2Jxx" in caplog.text)
+    assert "\x1b" not in caplog.text and "x" * 250 not in caplog.text
 
 
 def test_what_the_routes_of_the_host_need_to_know(start):

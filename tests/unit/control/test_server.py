@@ -109,7 +109,9 @@ def live(site, server, *arguments, **changes):
 
 
 def closes(server, number, reason="gone", clean=False, blame=None):
-    server.closed({"connection": number, "reason": reason, "clean": clean, "blame": blame}, 0)
+    connection = server._sessions.connections.get(number)
+    message = {"connection": number, "reason": reason, "clean": clean, "blame": blame}
+    server.closed(message, connection.worker if connection else 0)
 
 
 def state(server):
@@ -691,6 +693,18 @@ def test_how_a_connection_ended_decides_the_level(site, server, caplog, end, lev
     assert levels == [level] * (level is not None)
     closes(server, admitted.number, "why", **end)
     assert len([record for record in caplog.records if "ended: why" in record.getMessage()]) == len(levels)
+
+
+def test_a_worker_speaks_for_its_own_connections_only(site, server, caplog):
+    caplog.set_level(logging.INFO)
+    number = live(site, server).number
+    connection = server._sessions.connections[number]
+    message = {"connection": number, "reason": "not mine", "clean": False, "blame": None}
+    server.closed(message, connection.worker + 1)
+    assert number in server._sessions.connections and "not mine" not in caplog.text
+    closes(server, number, "said\n\x1b[2J" + "x" * 1000)
+    assert number not in server._sessions.connections
+    assert r"said\n\x1b[2Jxx" in caplog.text and "\x1b" not in caplog.text and "x" * 250 not in caplog.text
 
 
 def test_what_the_routes_of_the_host_need_to_know(site, server):
