@@ -19,6 +19,7 @@ INSTANCES_MAX = 64
 """More instances than this have more workers than any machine has cores (choice)."""
 INSTANCES = config.integer(2, INSTANCES_MAX, "instances")
 ENDPOINTS = {"server": "listen", "client": "remote"}
+FILES = ("ca", "certificate", "key", "crl")
 POOLS = ("pool-ipv4", "pool-ipv6")
 UNSHAREABLE = ("runtime-directory", "state-directory")
 
@@ -122,11 +123,10 @@ def _subnets(pool, longer, count):
 
 
 def _moved(items, there, here):
-    """Paths of PEM files count from the directory of the configuration, so elsewhere they have to be whole."""
+    """Paths of FILES count from the directory of the configuration, so elsewhere they have to be whole."""
     if there == here:
         return {}
-    return {name: str(there / value) for name in ("ca", "certificate", "key")
-            if "-----BEGIN" not in (value := items.get(name, "-----BEGIN"))}
+    return {name: str(there / value) for name in FILES if "-----BEGIN" not in (value := items.get(name, "-----BEGIN"))}
 
 
 def _multipath(items, wishes):

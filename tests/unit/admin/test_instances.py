@@ -48,7 +48,7 @@ def test_servers_share_no_port_no_address_and_no_device(site, count, capsys):
     single = config.load(["--config", str(site / "server.conf")])[0]
     for one in servers:
         assert one.multipath == (config.multipath(MULTIPATH),)
-        assert (one.ca, one.certificate, one.key) == (single.ca, single.certificate, single.key)
+        assert (one.ca, one.certificate, one.key, one.crl) == (single.ca, single.certificate, single.key, single.crl)
         assert one.path.stat().st_mode & 0o777 == 0o600
     said = capsys.readouterr().out
     assert f"{site / 'server1.conf'}: made" in said and "systemctl disable --now bulkvpnd@server\n" in said
@@ -93,6 +93,8 @@ def test_paths_still_lead_where_they_did(site, tmp_path):
     assert make(site, 2, "--from", site / "client.conf") == 0
     assert make(site, 2, "--from", site / "client.conf", directory=elsewhere) == 0
     assert loaded(site, "client", 1)[0].ca[0] == pathlib.Path("ca.pem")
+    assert make(site, 2, "--from", site / "server.conf", directory=elsewhere) == 0
+    assert loaded(elsewhere, "server", 2)[1].crl == (site / "crl.pem", None)
     for one in loaded(elsewhere, "client", 2):
         assert config.pem_text(one, "key") == (site / "key.pem").read_text()
 
