@@ -469,6 +469,10 @@ OPTIONS = (
            "counts"),
     Option("rekey-interval", duration(1, 86400), "15m", "SECONDS", "Timing",
            "a direction of a connection gets its next key after this time; the smaller of the two ends' values counts"),
+    Option("replace-interval", duration(0, 604800), "1h", "SECONDS", "Timing",
+           "each connection is replaced by a new one, with keys from a fresh exchange, after this time, and no packet "
+           "is lost; 0 means never",
+           role="client"),
     Option("max-handshakes", early_drop, "64:30:256", "START:RATE:FULL", "Limits",
            "connections that may be unauthenticated at the same time: from START on one is dropped with a chance of "
            "RATE percent, which grows to 100 at FULL",

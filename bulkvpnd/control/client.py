@@ -2,7 +2,8 @@
 
     dialler 0 .. N-1, each for ever:
         resolve --> connect --> TLS 1.3 --> HELLO --> WELCOME --> attach to worker i mod W --> wait until it ends --.
-           ^                                                                                                        |
+           ^                                                                                      |                 |
+           |                        every replace-interval: another of this index, and the old one goes             |
            '---- pause, doubling with jitter, back to the start after a connection that lived <--------------------'
 
 The first that gets through begins the session; the others join it. When the server does not know the session any
@@ -33,6 +34,10 @@ PAUSE_MIN = 0.5
 """Seconds before the first new try (choice)."""
 LIVED = 10.0
 """Seconds after which a connection counts as one that worked: the next pause is short again (choice)."""
+EARLY = 0.2
+"""The part of replace-interval by which chance makes it shorter: not all connections are due at once (choice)."""
+REPLACED_MAX = 30.0
+"""Seconds after which the next connection may be replaced although the last is not through yet (choice)."""
 SESSION_NUMBER = 1
 """The worker's name for the session; a client has one at a time, and it always carries everything."""
 
@@ -61,6 +66,7 @@ class Client:
         self.network = None
         self._welcome = None  # of the present session; None while there is none
         self._begin = Semaphore(1)
+        self._replacing = Semaphore(1)
         self._changed = Event()  # set, and replaced by a new one, when the session changes
         self._numbers = itertools.count(1)
         self._connections = {}  # number: _Connection
@@ -88,7 +94,7 @@ class Client:
         remote = next(remotes)
         while True:
             try:
-                connection = self._dial(index, remote)
+                connection = self._keep(index, remote, self._dial(index, remote))
                 ended = connection.ended.get()
                 log.info("connection %d ended: %s", index, ended,
                          extra={"CONNECTION": index, "REASON": ended, "limited": True})
@@ -138,13 +144,54 @@ class Client:
                 # The server wants fewer; another session may want more.
                 self._changed.wait()
 
+    def _keep(self, index, remote, connection):
+        """Replaces the connection in time, and what took its place, until one ends. Returns that one."""
+        interval = self._configuration.replace_interval or None
+        pause = PAUSE_MIN
+        delay = interval and interval * random.uniform(1 - EARLY, 1)
+        while True:
+            connection.ended.wait(delay)
+            if connection.ended.ready():
+                return connection
+            with self._replacing:
+                fresh = self._replace(index, remote, connection)
+            if fresh is not None:
+                connection, pause = fresh, PAUSE_MIN
+                delay = interval * random.uniform(1 - EARLY, 1)
+            else:
+                delay = pause * random.uniform(0.5, 1.0)
+                pause = min(2 * pause, max(self._configuration.retry_max, PAUSE_MIN))
+
+    def _replace(self, index, remote, old):
+        """Make before break: another connection takes the place of `old`. Returns it, None if it could not."""
+        session = self._welcome
+        if old.ended.ready() or session is None or session.session != old.welcome.session:
+            return None
+        try:
+            fresh = self._connect(index, remote, session, replaces=True)
+        except Refused as refused:
+            self._failed(index, remote, f"it cannot be replaced: {refused}")
+        except gevent.Timeout:
+            self._failed(index, remote, "it cannot be replaced: no answer in time")
+        except (RemoteError, OSError) as error:
+            self._failed(index, remote, f"it cannot be replaced: {getattr(error, 'strerror', None) or error}")
+        else:
+            gevent.wait([fresh.settled, fresh.ended], timeout=REPLACED_MAX, count=1)
+            if fresh.is_live:
+                log.debug("connection %d is a new one", index, extra={"CONNECTION": index})
+                old.ended.wait(REPLACED_MAX)
+            # The server cuts what has to wait too long for its first frame.
+            if not fresh.ended.ready():
+                return fresh
+        return None
+
     def _set_session(self, welcome):
         self._welcome = welcome
         changed, self._changed = self._changed, Event()
         changed.set()
 
-    def _connect(self, index, remote, session):
-        """session: the WELCOME that began the session to join, None to begin one."""
+    def _connect(self, index, remote, session, replaces=False):
+        """session: the WELCOME that began the session to join, None to begin one. replaces: one that lives."""
         worker = index % len(self.workers)
         if not self.workers.all[worker].ready.wait(10):
             raise OSError(f"worker {worker} is not running")
@@ -153,7 +200,7 @@ class Client:
             with gevent.Timeout(self._configuration.handshake_timeout):
                 shake = tls.Handshake(sock, self._context, self._configuration.server_name)
                 shake.authenticate()
-                hello = self._hello(index, session)
+                hello = self._hello(index, session, replaces)
                 encoded = handshake.encode(hello)
                 shake.send(encoded)
                 welcome_body = shake.receive_message()
@@ -168,7 +215,7 @@ class Client:
             transport.set_buffers(sock, welcome.sndbuf, welcome.rcvbuf)
             if session is None:
                 self._take(welcome)
-            return self._attach(sock, index, worker, welcome, secrets, head, shake.certificate)
+            return self._attach(sock, index, worker, welcome, secrets, head, shake.certificate, replaces)
 
     def _open(self, remote):
         """A connected socket, of the first address of `remote` that answers. Raises OSError."""
@@ -191,7 +238,7 @@ class Client:
                 last = error
         raise last
 
-    def _hello(self, index, session):
+    def _hello(self, index, session, replaces):
         return handshake.Hello(
             session=session and session.session,
             token=session and session.token,
@@ -203,6 +250,7 @@ class Client:
             rekey_bytes=self._configuration.rekey_bytes,
             rekey_interval=self._configuration.rekey_interval,
             offloads=self._tun.offloads,
+            replaces=replaces,
         )
 
     def _check(self, welcome, hello, session):
@@ -233,7 +281,7 @@ class Client:
             log.info("the server takes no super-packets: packets go one by one, at a fraction of the speed")
         self._set_session(welcome)
 
-    def _attach(self, sock, index, worker, welcome, secrets, head, certificate):
+    def _attach(self, sock, index, worker, welcome, secrets, head, certificate, replaces):
         connection = _Connection(next(self._numbers), index, worker, transport.shown(sock.getpeername()), welcome,
                                  certificate)
         self._connections[connection.number] = connection
@@ -246,6 +294,7 @@ class Client:
             "secret_in": secrets[keys.SERVER_TO_CLIENT].hex(),
             "secret_out": secrets[keys.CLIENT_TO_SERVER].hex(),
             "head": head.hex(),
+            "replaces": replaces,
             "settings": {
                 "frame_size": welcome.frame_size,
                 "offloads": self._tun.offloads,
@@ -270,6 +319,7 @@ class Client:
         if connection is None:
             return
         connection.is_live = True
+        connection.settled.set()
         self._announce()
         if not self._was_up:
             self._was_up = True
@@ -379,7 +429,7 @@ class Client:
 
 class _Connection:
     """One connection that a worker has. welcome: what was agreed. certificate: what a revocation list calls the
-    server's. ended: gets the reason when it is over."""
+    server's. settled: set when its first authentic frame has come. ended: gets the reason when it is over."""
 
     def __init__(self, number, index, worker, peer, welcome, certificate):
         self.number = number
@@ -390,4 +440,5 @@ class _Connection:
         self.certificate = certificate
         self.since = time.monotonic()
         self.is_live = False
+        self.settled = Event()
         self.ended = AsyncResult()

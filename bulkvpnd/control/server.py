@@ -178,6 +178,7 @@ class Server:
             "secret_in": secrets[keys.CLIENT_TO_SERVER].hex(),
             "secret_out": secrets[keys.SERVER_TO_CLIENT].hex(),
             "head": head.hex(),
+            "replaces": hello.replaces,
             "settings": {
                 "frame_size": session.terms["frame_size"],
                 "offloads": self._tun.offloads,

@@ -4,6 +4,10 @@ Outbound: append --> send queue --> sender greenlet: seal, send
                  '-> much at once and nothing waits: seal, send; the sender greenlet gets what the socket left
 Inbound:  receiver greenlet: recv_into, open, inspect --> TUN queue
 
+Replaced: the worker routes packets to another connection of the same index --> what is queued here, then CLOSE "moved"
+          --> end, when the peer's "moved" has come too. The other one delivers nothing before: no packet of a flow
+          overtakes those that were sent here.
+
 Both greenlets belong to this connection alone: whatever goes wrong in them ends it and nothing else. Each waits in
 the hub for one thing, which its own watcher or `_wake` brings; nothing else may block in them.
 """
@@ -13,6 +17,7 @@ import struct
 import time
 
 import gevent
+from gevent.event import Event
 from gevent.hub import get_hub
 
 from bulkvpnd.dataplane import frames, tcpinfo
@@ -51,6 +56,8 @@ STALL_TIME = 1.0
 """Seconds after which what waits for a socket that takes nothing is dropped: nobody wants it any more (choice)."""
 CLOSE_TIME = 5.0
 """Seconds that CLOSE may wait for a peer that reads nothing; then its connection ends without it (choice)."""
+MOVE_TIME = 15.0
+"""Seconds that a replaced connection has for what is queued at both ends, full buffers of a slow path too (choice)."""
 DIRECT_MIN = 16 * 1024
 """Bytes of a run of packets that are sealed where they lie; less is copied, and may share a frame with the next run:
 a frame costs as much as copying this (benchmarks, tcp4)."""
@@ -74,15 +81,18 @@ class Connection:
     number: the main process's name for it. index: its place in the session. sock: connected, non-blocking, a plain
     socket and not gevent's. session: routing.Session. sealer, opener: protocol.keys. settings: frame_size, offloads,
     peer_offloads, keepalive, keepalive_timeout, rekey_bytes, rekey_interval, queue_target, queue_interval, sndbuf.
+    replaces: it is to take over from the one of its index that lives, without a packet lost or overtaken.
     worker: has queue, pool, scratch, plain, drops, established(connection), closing(connection), closed(connection,
     reason, clean, blame), bug(error). head: bytes that came behind the handshake.
     """
 
-    def __init__(self, number, index, sock, session, sealer, opener, settings, worker, head=b""):
+    def __init__(self, number, index, sock, session, sealer, opener, settings, worker, head=b"", replaces=False):
         self.number = number
         self.index = index
         self.session = session
         self.is_established = False
+        self.replaces = replaces
+        self.inbound_ended = Event()
         self.rtt = None
         for name in COUNTERS:
             setattr(self, name, 0)
@@ -118,6 +128,9 @@ class Connection:
         self._standing_limit = None  # SO_SNDBUF, where it was set here
         self._owns_sndbuf = settings["sndbuf"] is None
         self._close_by = None
+        self._farewell = None  # the CLOSE that follows what is queued
+        self._outbound_ended = False
+        self._follows = None  # the connection whose packets come before those of this one
         self._ended = False
         self._buffer = frames.memory(frame.OVERHEAD + self._frame_size + RECEIVE_EXTRA)
         self._buffer[: len(head)] = head
@@ -219,6 +232,10 @@ class Connection:
             if self._left:
                 self._send_left()
             if not (control or queue):
+                if self._farewell:
+                    control.append(self._farewell)
+                    self._farewell = None
+                    continue
                 self._is_idle = True
                 self._rate_since = None
                 # It took all there was: the path may be faster than it seemed.
@@ -252,7 +269,10 @@ class Connection:
                 self._sealer.ratchet()
                 self._rekey_at = time.monotonic() + self._rekey_interval
             elif kind == frame.CLOSE:
-                return self._end(payload.decode("ascii"), clean=True)
+                self._outbound_ended = True
+                if payload != b"moved" or self.inbound_ended.is_set():
+                    self._end(payload.decode("ascii"), clean=True)
+                return
 
     def _send_left(self):
         (sealed, size, sent), self._left = self._left, None
@@ -363,14 +383,39 @@ class Connection:
         self._control.append((frame.CLOSE, reason.encode("ascii")))
         self._wake()
 
+    def move(self):
+        """Sends what is queued, then CLOSE, and goes on receiving until the peer has done the same.
+
+        From now on the packets of its session go over the connection that replaces it.
+        """
+        if self._close_by is not None:
+            return
+        self._close_by = time.monotonic() + MOVE_TIME
+        self._farewell = (frame.CLOSE, b"moved")
+        if self._is_idle:
+            self._is_idle = False
+            get_hub().loop.run_callback(self._greenlets[0].switch)
+
     # Inbound
+
+    def follow(self, other):
+        """What comes here has to wait until all that was sent over `other` is through."""
+        self._follows = other
+
+    def _wait_for_other(self):
+        self._readable.stop()
+        try:
+            self._follows.inbound_ended.wait()
+        finally:
+            self._follows = None
+            self._readable.start(gevent.getcurrent().switch)
 
     def _receive_loop(self):
         hub = get_hub()
         buffer, receive = memoryview(self._buffer), self._socket.recv_into
         whole = buffer.toreadonly()
         start, end = 0, self._filled
-        watcher = hub.loop.io(self._socket.fileno(), _READ)
+        self._readable = watcher = hub.loop.io(self._socket.fileno(), _READ)
         # Once, and not for every wait: the loop looks at all connections in turn, and each receives once a turn.
         watcher.start(gevent.getcurrent().switch)
         try:
@@ -434,6 +479,9 @@ class Connection:
         if len(self._control) >= CONTROL_QUEUE_MAX:
             raise RemoteError("flood", "the peer asks faster than it reads answers")
         self._send_control(frame.PONG, payload[: _STAMP.size])
+        # Here, because a PING is the first frame of every connection, and the others need not look.
+        if self._follows is not None:
+            self._wait_for_other()
 
     def _on_pong(self, payload):
         if len(payload) == _STAMP.size:
@@ -450,7 +498,10 @@ class Connection:
         """Reserved; a later version may use it."""
 
     def _on_close(self, payload):
-        self._end(f"closed by the peer: {frame.close_reason(payload)}", clean=True)
+        reason = frame.close_reason(payload)
+        self.inbound_ended.set()
+        if reason != "moved" or self._outbound_ended:
+            self._end(f"closed by the peer: {reason}", clean=True)
         raise gevent.GreenletExit
 
     _CONTROL_FRAMES = {
@@ -465,6 +516,9 @@ class Connection:
 
     def tick(self, now):
         """Liveness and what stands still; called about once a second. now: time.monotonic()."""
+        if self._follows is not None:
+            # It does not listen yet.
+            self._received_at = self._rekeyed_at = now
         silent = now - self._received_at
         if self._peer_keeps_its_key(now):
             self._end("the peer did not replace its key in time", blame="peer")
@@ -472,7 +526,7 @@ class Connection:
         if silent >= self._keepalive_timeout:
             self._end(f"nothing came from the peer for {silent:.0f} s")
         elif self._close_by is not None and now >= self._close_by:
-            self._end("the peer does not read, not even CLOSE")
+            self._end("the peer does not read, not even CLOSE" if self._farewell is None else "moving took too long")
         elif now - self._pinged_at >= self._keepalive:
             # Also while packets come: it is what measures the round trip.
             self._ping(now)
@@ -571,6 +625,7 @@ class Connection:
         if self._ended:
             return
         self._ended = True
+        self.inbound_ended.set()
         self._queue.drop_all("connection_lost")
         current = gevent.getcurrent()
         gevent.killall([one for one in self._greenlets if one is not current], block=False)

@@ -213,6 +213,7 @@ class Worker:
             message["settings"],
             self,
             bytes.fromhex(message["head"]),
+            message["replaces"],
         )
         self.connections[connection.number] = connection
         self._choose_joining()
@@ -244,10 +245,14 @@ class Worker:
 
     def established(self, connection):
         """The first authentic frame came: from now on the connection carries its session's packets."""
+        other = connection.session.connections.get(connection.index)
         connection.session.connections[connection.index] = connection
         # The peer's answers may come before the main process has told everybody of a new session.
         self.routes.add(connection.session)
         self._tell("established", connection=connection.number)
+        if other is not None and connection.replaces:
+            connection.follow(other)
+            other.move()
 
     def closing(self, connection):
         """It says CLOSE and takes no more packets."""

@@ -30,7 +30,8 @@ LENGTH_SIZE = 4
 OVERHEAD = HEADER_SIZE + TAG_SIZE
 """Bytes that a frame adds to its payload."""
 
-CLOSE_REASONS = ("done", "replaced", "protocol", "shutdown", "timeout", "refused")
+CLOSE_REASONS = ("done", "replaced", "protocol", "shutdown", "timeout", "refused", "moved")
+"""`moved` ends one direction only: what is still to come goes over the connection that replaces this one."""
 CONTROL_PAYLOAD_LIMIT = 256
 """Bytes of payload in a frame that is not DATA (choice: PING carries 8, CLOSE one word)."""
 

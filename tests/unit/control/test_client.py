@@ -393,6 +393,59 @@ def test_addresses_that_the_device_refuses_stop_the_daemon(start):
     assert client.told[0] == "bulk0: address 10.86.0.2/24: no" and not client.workers.sent
 
 
+# replacement
+
+
+def test_each_connection_is_replaced_one_at_a_time(start):
+    client = start(replace={"replace_interval": 0.1})
+    first = attached(client, 2)
+    for message in first:
+        assert not message["replaces"]
+        client.established(message["connection"])
+    fresh = attached(client, 3)[2]
+    hello = client.server.hellos[-1]
+    assert fresh["replaces"] and hello.replaces and hello.session == WELCOME.session
+    assert fresh["index"] == hello.index and fresh["secret_out"] not in [message["secret_out"] for message in first]
+    # Until it is up and the old one has gone, no other is due.
+    gevent.sleep(0.15)
+    client.established(fresh["connection"])
+    gevent.sleep(0.15)
+    assert len(client.workers.told("attach")) == 3
+    (old,) = [message for message in first if message["index"] == fresh["index"]]
+    ends(client, old, "moved")
+    assert attached(client, 4)[3]["index"] == 1 - fresh["index"]
+    assert client.told == ["ready"] and not client.workers.told("detach")
+
+
+def test_a_replacement_that_fails_leaves_the_old_one(start, caplog):
+    client = start(count=1, replace={"replace_interval": 0.05}, script=lambda hello: granting(hello, connections=1))
+    (first,) = attached(client, 1)
+    client.established(first["connection"])
+    client.server.script = lambda hello: Refuse("busy")
+    until(lambda: caplog.text.count("it cannot be replaced") >= 2)
+    assert list(client._connections) == [first["connection"]] and not client.workers.told("detach")
+    client.server.script = lambda hello: granting(hello, connections=1)
+    second = attached(client, 2)[1]
+    # Nor does one whose first frame never comes.
+    ends(client, second, "timeout")
+    third = attached(client, 3)[2]
+    assert third["replaces"] and first["connection"] in client._connections
+    # The old one goes before the new one is up: the new one is what there is.
+    ends(client, first)
+    client.established(third["connection"])
+    fourth = attached(client, 4)[3]
+    assert fourth["replaces"]
+
+
+def test_nothing_is_replaced_where_it_is_not_wanted(start):
+    client = start(count=1, replace_interval=0, script=lambda hello: granting(hello, connections=1))
+    (first,) = attached(client, 1)
+    client.established(first["connection"])
+    assert client._configuration.replace_interval == 0
+    gevent.sleep(0.1)
+    assert len(client.workers.told("attach")) == 1
+
+
 # revocation
 
 

@@ -598,6 +598,12 @@ def test_a_certificate_that_is_revoked_during_its_handshake_gets_no_connection(s
     assert len(server.workers.told("attach")) == 1 and not server._sessions.connections
 
 
+def test_a_worker_is_told_that_a_connection_replaces_another(site, server):
+    first = live(site, server)
+    assert not first.message["replaces"]
+    assert live(site, server, joins=first.welcome, replaces=True).message["replaces"]
+
+
 # workers
 
 

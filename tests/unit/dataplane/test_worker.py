@@ -104,7 +104,7 @@ class Main:
             "attach", [ours.fileno()], connection=number, index=index, session=session,
             addresses=[address.hex() for address in addresses], any_address=False, networks=networks, cipher=CIPHER,
             secret_out=OURS.hex(), secret_in=THEIRS.hex(), settings={**SETTINGS, **changed},
-            head=head(peer).hex() if head else "",
+            head=head(peer).hex() if head else "", replaces=False,
         )  # fmt: skip
         ours.close()
         return peer
