@@ -237,7 +237,8 @@ def run_text(text):
 
 def _as_os_error(text):
     """libnftables has only text, and its last words are those of strerror(3)."""
-    line = text.strip().splitlines()[0] if text.strip() else "unknown error"
+    # Behind them it may propose a table whose name is similar, another instance's for one.
+    line = text.strip().splitlines()[0].partition("; did you mean")[0] if text.strip() else "unknown error"
     for number in errno.errorcode:
         if line.endswith(os.strerror(number)):
             return OSError(number, os.strerror(number))
