@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """Mutation testing: changes the code in one place at a time and sees whether the tests notice.
 
-    tests/mutation/run.py [MODULE...] [--jobs N] [--tests TEST...]
+    tests/mutation/run.py [MODULE...] [--jobs N] [--only REGEX] [--tests TEST...]
 
 MODULE is a path below bulkvpnd/; all of MODULES without it. Prints each mutant that survives and is not justified in
 survivors.md, and each that is justified there and does not survive; exits 1 if there is one.
@@ -17,6 +17,7 @@ import importlib.abc
 import importlib.machinery
 import os
 import pathlib
+import re
 import resource
 import signal
 import sys
@@ -36,7 +37,8 @@ MODULES = {
     "protocol/keys.py": ["protocol/test_keys.py", "protocol/test_handshake.py", "dataplane/test_connection.py"],
     "protocol/aead.py": ["protocol/test_aead.py"],
     "protocol/handshake.py": ["protocol/test_handshake.py"],
-    "protocol/packet.py": ["protocol/test_packet.py", "dataplane/test_connection.py"],
+    "protocol/packet.py": ["protocol/test_packet.py", "dataplane/test_connection.py", "dataplane/test_sendqueue.py"],
+    "control/admission.py": ["control/test_admission.py"],
     "control/session.py": ["control/test_session.py", "control/test_server.py"],
     "control/listener.py": ["control/test_listener.py"],
 }
@@ -61,9 +63,10 @@ def justified():
     return found
 
 
-def all_mutants(module):
+def all_mutants(module, only=""):
+    """Yields those of `module` whose name matches the regular expression `only`."""
     path = ROOT / "bulkvpnd" / module
-    return mutants(path.read_text("utf-8"), str(path))
+    return (one for one in mutants(path.read_text("utf-8"), str(path)) if re.search(only, one.name))
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -129,10 +132,10 @@ def _is_noticed(module, tests, code):
         time.sleep(0.02)
 
 
-def survivors(module, tests, report, jobs):
+def survivors(module, tests, only, report, jobs):
     """[Mutant] of `module` that none of `tests` notices; each is reported when it is found.
 
-    Raises SystemExit if the tests fail without a mutant.
+    only: as of all_mutants. Raises SystemExit if the tests fail without a mutant.
     """
     path = ROOT / "bulkvpnd" / module
     if _is_noticed(module, tests, compile(path.read_text("utf-8"), str(path), "exec")):
@@ -145,7 +148,7 @@ def survivors(module, tests, report, jobs):
                 found.append(mutant)
                 report(mutant)
 
-        for _ in pool.map(check, all_mutants(module)):
+        for _ in pool.map(check, all_mutants(module, only)):
             pass
     return sorted(found, key=lambda mutant: mutant.line)
 
@@ -158,6 +161,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description="Changes the code in one place at a time and runs its tests.")
     parser.add_argument("modules", nargs="*", metavar="MODULE", help=f"one of {', '.join(MODULES)}")
     parser.add_argument("--jobs", type=int, default=1, help="mutants at a time")
+    parser.add_argument("--only", default="", metavar="REGEX", help="mutants whose name has this")
     parser.add_argument("--tests", nargs="+", metavar="TEST", help="below tests/unit, in place of those of MODULES")
     chosen = parser.parse_args(arguments)
     # Tests are compiled once, and not into the tree.
@@ -167,12 +171,14 @@ def main(arguments=None):
         _preload()
         is_good = True
         for module in chosen.modules or MODULES:
-            known = justified().get(module, {})
+            known = {name for name in justified().get(module, {}) if re.search(chosen.only, name)}
             started = time.monotonic()
-            found = survivors(module, chosen.tests or MODULES[module], _print, chosen.jobs)
+            tests = chosen.tests or MODULES[module]
+            found = survivors(module, tests, chosen.only, _print, chosen.jobs)
+            made = len(list(all_mutants(module, chosen.only)))
             names = {mutant.name for mutant in found}
-            fresh, stale = names - set(known), set(known) - names
-            print(f"{module}: {len(found)} of {len(list(all_mutants(module)))} survive, {len(fresh)} unjustified, "
+            fresh, stale = names - known, known - names
+            print(f"{module}: {len(found)} of {made} survive, {len(fresh)} unjustified, "
                   f"{len(stale)} justified that do not; {time.monotonic() - started:.0f} s", flush=True)
             for title, some in (("unjustified", fresh), ("justified and noticed", stale)):
                 for name in sorted(some):
