@@ -1,0 +1,96 @@
+"""docs/security.md names a test for every promise and every class of failure, and each of them exists; and what only
+the source can show: nothing is compressed, nothing starts a shell, tokens are compared in constant time.
+"""
+
+import ast
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+DOCUMENT = ROOT / "docs" / "security.md"
+PACKAGE = ROOT / "bulkvpnd"
+
+if not DOCUMENT.exists():
+    pytest.skip("needs the source tree; the documents are not beside these tests", allow_module_level=True)
+
+REASONS = ("No test: ", "Does not apply: ", "Not yet: ")
+"""How a row begins that has no test."""
+
+
+def defined():
+    """Every "file::test" there is; classes count too, and so does what is assigned (a state machine's TestCase)."""
+    found = []
+    for file in sorted((ROOT / "tests").rglob("test_*.py")):
+        for node in ast.parse(file.read_text()).body:
+            names = [getattr(node, "name", None)] + [getattr(one, "id", None) for one in getattr(node, "targets", [])]
+            found += [f"{file.name}::{name}" for name in names if name and re.match("[tT]est", name)]
+    return found
+
+
+def named(text):
+    return re.findall(r"`([\w.]+::\w+)`", text)
+
+
+def rows(heading):
+    """The cells of each row of the table below a heading."""
+    section = DOCUMENT.read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")][2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def calls(node):
+    return [ast.unparse(one.func) for one in ast.walk(node) if isinstance(one, ast.Call)]
+
+
+def sources():
+    return [(file, ast.parse(file.read_text())) for file in sorted(PACKAGE.rglob("*.py"))]
+
+
+def test_every_test_that_is_named_exists_once():
+    known, text = defined(), DOCUMENT.read_text()
+    assert len(named(text)) > 80
+    assert [one for one in dict.fromkeys(named(text)) if known.count(one) != 1] == []
+
+
+def test_every_promise_has_a_test():
+    promised = re.findall(r"^(\d+)\. \*\*(.+?)\.\*\*", (ROOT / "SECURITY.md").read_text(), re.MULTILINE)
+    assert [cells[0] for cells in rows("Promises and their tests")] == [f"{number} {name}" for number, name in promised]
+    assert all(named(cells[1]) for cells in rows("Promises and their tests"))
+
+
+def test_every_class_of_failure_has_a_rule_and_a_test_or_a_reason():
+    table = rows("Classes of failure")
+    assert [cells[0] for cells in table] == [str(number) for number in range(1, 29)]
+    for _, name, rule, tests in table:
+        assert name and rule and (named(tests) or tests.startswith(REASONS)), name
+
+
+def test_nothing_is_compressed():
+    for file, tree in sources():
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                names = {alias.name for alias in node.names} | {getattr(node, "module", None)}
+                assert not names & {"bz2", "gzip", "lzma", "zipfile", "zstd", "compression"}, file
+        assert {call for call in calls(tree) if call.startswith("zlib.")} <= {"zlib.crc32"}, file
+
+
+def test_nothing_starts_a_shell():
+    for file, tree in sources():
+        assert not set(calls(tree)) & {"os.system", "os.popen", "subprocess.getoutput", "eval", "exec"}, file
+        for node in ast.walk(tree):
+            assert not (isinstance(node, ast.keyword) and node.arg == "shell"), file
+
+
+def test_tokens_are_compared_in_constant_time():
+    tree = ast.parse((PACKAGE / "control" / "session.py").read_text())
+    join = next(node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "join")
+    assert "hmac.compare_digest" in calls(join)
+    compared = [ast.unparse(node) for node in ast.walk(join) if isinstance(node, ast.Compare)]
+    assert not [one for one in compared if re.search(r"\btoken\b", one)]
+
+
+@pytest.mark.parametrize("source", ["os.system('x')", "eval('1')", "zlib.compress(b'')"])
+def test_a_call_is_found(source):
+    assert calls(ast.parse(f"def f():\n    {source}")) == [source.partition("(")[0]]
