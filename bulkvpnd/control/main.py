@@ -22,7 +22,7 @@ import time
 import gevent
 from gevent.event import Event
 
-from bulkvpnd import __version__, config, pki, service
+from bulkvpnd import __version__, config, hardening, pki, service
 from bulkvpnd.control import ciphers, tuning
 from bulkvpnd.control.client import Client
 from bulkvpnd.control.multipath import Multipath, literal_addresses
@@ -60,10 +60,8 @@ def run(configuration, check_only=False):
         gevent.signal_handler(number, stop.set)
     reload = Event()
     gevent.signal_handler(signal.SIGHUP, reload.set)
-    # No secret may reach a core file; systemd's unit says so too.
-    import resource
-
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if not hardening.hide_memory():
+        log.warning("this process cannot hide its memory from others of its user")
     log.info("bulkvpnd %s, mode %s, certificate valid until %s", __version__, configuration.mode, f"{expiry:%Y-%m-%d}")
     days = (expiry - _now()).days
     if days < EXPIRY_WARNING_DAYS:

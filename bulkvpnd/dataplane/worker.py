@@ -27,6 +27,7 @@ from gevent import monkey
 from gevent.event import Event
 from gevent.hub import get_hub
 
+from bulkvpnd import hardening
 from bulkvpnd.dataplane.connection import COUNTERS, Connection
 from bulkvpnd.dataplane.frames import IDLE_TIME, Frame, FramePool
 from bulkvpnd.dataplane.routing import Isolation, Routes, Session
@@ -332,6 +333,7 @@ def main():
     # The main process stops workers by closing the link; a signal to the whole process group must not come first.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    hardening.hide_memory()
     sys.setswitchinterval(SWITCH_INTERVAL)
     status = Worker(WorkerLink(socket.socket(fileno=int(sys.argv[1])))).run()
     # The reader may sit in its native thread for another second; nothing here needs an orderly end.

@@ -4,7 +4,7 @@
      |         |-----> service
      |         |-----> pki ----> config
      |         '--+--> protocol
-     |            |--> workerlink
+     |            |--> workerlink, hardening
      |         dataplane
      '-> admin --> pki, config, host
 
@@ -28,11 +28,12 @@ ARROWS = {
     "config": (set(), {"configargparse"}),
     "pki": ({"config"}, {"cryptography"}),
     "service": (set(), {"systemd"}),
+    "hardening": (set(), set()),
     "workerlink": (set(), {"gevent"}),
     "protocol": (set(), {"cryptography"}),
-    "dataplane": ({"protocol", "workerlink"}, {"gevent"}),
+    "dataplane": ({"hardening", "protocol", "workerlink"}, {"gevent"}),
     "host": (set(), {"nftables", "pyroute2"}),
-    "control": ({"config", "host", "pki", "protocol", "service", "workerlink"}, {"dns", "gevent"}),
+    "control": ({"config", "hardening", "host", "pki", "protocol", "service", "workerlink"}, {"dns", "gevent"}),
     "admin": ({"config", "host", "pki"}, {"rich"}),
 }
 FORBIDDEN = {
