@@ -80,6 +80,10 @@ class Client:
         self.network = self.network or ClientNetwork(self._configuration, self._tun.name, self.changes)
         self.network.start()
 
+    def remote_addresses(self):
+        """Of the servers that it may connect to, texts, as far as they can be found."""
+        return self.network.addresses_of(self._configuration.remote)
+
     def start(self):
         log.info("device %s, %d workers, connecting to %s", self._tun.name, len(self.workers),
                  ", ".join(transport.shown(remote) for remote in self._configuration.remote))

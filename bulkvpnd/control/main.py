@@ -125,11 +125,11 @@ class Main:
         changes = undo.enter_context(Changes(sysctl.Ledger(directory, configuration.name),
                                              firewall.Firewall(configuration.name)))
         undo.callback(self._settle, changes)
-        self._change_host(changes)
         role = _ROLES[configuration.mode](configuration, self._revocations.context, self._tun,
                                           ciphers.offer(configuration), self._on_ready, self._on_failure)
         role.changes = changes
         role.prepare()
+        self._change_host(changes, role)
         workers = role.workers = Workers(self._tun, configuration.frame_size, role, role.isolation)
         undo.callback(workers.stop)
         workers.start()
@@ -150,9 +150,9 @@ class Main:
         if self._stop.is_set() and not self._failure:
             changes.firewall.hold()
 
-    def _change_host(self, changes):
+    def _change_host(self, changes, role):
         """Everything that is wanted on the machine beyond the device, in order; roles add theirs as they go on."""
-        tuning.tune(self._configuration, self._tun.name, changes)
+        tuning.tune(self._configuration, self._tun.name, changes, role.remote_addresses)
 
     def _probe_offload(self):
         if not self._configuration.offload:

@@ -2,21 +2,21 @@
 
 import gevent
 
-from bulkvpnd.host import conntrack, device, tuning
+from bulkvpnd.host import conntrack, tuning
 
 RESOLVE_MAX = 3.0
 """Seconds to look for the servers' addresses, by which the outer interface is found (choice)."""
 
 
-def tune(configuration, name, changes):
+def tune(configuration, name, changes, remote_addresses):
     """Tunes the machine for an instance, as far as it lets itself be tuned; raises nothing.
 
-    name: of the TUN device. changes: host.changes.Changes.
+    name: of the TUN device. changes: host.changes.Changes. remote_addresses(): of the servers, texts; it may take time.
     """
     addresses = []
     # Without an answer it is the default route that leads there, most likely.
     with gevent.Timeout(RESOLVE_MAX, False):
-        addresses = device.resolve(configuration.remote)
+        addresses = remote_addresses()
     if configuration.tuning:
         tuning.apply(configuration, tuning.situation(configuration, name, addresses, changes.ledger), changes.ledger)
     short = configuration.tuning and configuration.conntrack_timeouts == "short"
