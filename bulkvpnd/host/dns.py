@@ -50,8 +50,9 @@ class Dns:
         alone = "yes" if everything or not domains else "no"
         names = [*domains, *([EVERYTHING] if everything else [])]
         self._undo = ["resolvectl", "revert", self._device]
-        for command, values in (("dns", map(str, servers)), ("domain", names), ("default-route", [alone])):
-            error = _run(["resolvectl", command, self._device, *values])
+        for command, values in (("dns", servers), ("domain", names), ("default-route", [alone])):
+            # Without a value it would show what is set. Nothing is, after undo().
+            error = values and _run(["resolvectl", command, self._device, *map(str, values)])
             if error:
                 self.undo()
                 return f"systemd-resolved: {error}" + (
