@@ -1,0 +1,230 @@
+"""What a client has changed on its machine, and when: the hosts' parts are doubles that say what they are told."""
+
+import dataclasses
+import ipaddress
+import logging
+import types
+
+import gevent
+import pytest
+from doubles import Authority, configuration, until
+
+from bulkvpnd.control import clientnet
+from bulkvpnd.control.clientnet import ClientNetwork
+from bulkvpnd.host.changes import Changes
+from bulkvpnd.host.firewall import Unavailable
+from bulkvpnd.host.sysctl import Outcome
+
+network, address = ipaddress.ip_network, ipaddress.ip_address
+
+
+class Part:
+    """In place of Routes, Redirect and Dns. told: (name, arguments) of each call. answers: what apply() returns."""
+
+    def __init__(self, name, told, answer):
+        self._name, self._told, self._answer = name, told, answer
+
+    def apply(self, *arguments, **options):
+        arguments = [list(map(str, one)) if isinstance(one, (list, tuple)) else one for one in arguments]
+        self._told.append((self._name, *arguments, *options.values()))
+        return self._answer
+
+    def undo(self):
+        self._told.append((f"undo {self._name}",))
+
+
+class Ledger:
+    def __init__(self, why_not=None):
+        self._why_not = why_not
+
+    def recover(self):
+        pass
+
+    restore = recover
+
+    def want(self, key, value):
+        return Outcome(key, "0", value, "0" if self._why_not else value, self._why_not)
+
+
+class Firewall:
+    def __init__(self, told, exists=False, failure=None):
+        self._told, self._exists, self._failure = told, exists, failure
+        self.held = ()
+
+    def exists(self):
+        return self._exists
+
+    def apply(self, part, objects):
+        if self._failure:
+            raise self._failure
+        self._told.append((part,))
+
+    def hold(self, *parts):
+        self.held = parts
+
+    def undo(self):
+        self._told.append(("undo table",))
+
+
+@pytest.fixture
+def make(tmp_path, monkeypatch):
+    authority = Authority().issue("alice")
+    kept = []
+
+    def made(refused=(), dns_error=None, exists=False, failure=None, connected=(), why_not=None, **options):
+        told = []
+        monkeypatch.setattr(clientnet, "Routes", lambda device: Part("routes", told, dict(refused)))
+        monkeypatch.setattr(clientnet, "Redirect", lambda device, mark: Part("full", told, None))
+        monkeypatch.setattr(clientnet, "Dns", lambda device, name: Part("dns", told, dns_error))
+        monkeypatch.setattr(clientnet, "redirect", types.SimpleNamespace(choose_mark=lambda: 7443,
+                                                                         restore_mark=lambda mark: [mark]))
+        reached = [*map(network, connected)]
+        monkeypatch.setattr(clientnet, "routes", types.SimpleNamespace(connected=lambda device: reached))
+        text = {name: value for name, value in options.items() if not isinstance(value, tuple)}
+        settings = configuration(tmp_path, "client", authority, remote="192.0.2.1", **text)
+        settings = dataclasses.replace(settings, **{name: value for name, value in options.items() if name not in text})
+        changes = Changes(Ledger(why_not), Firewall(told, exists, failure))
+        kept.append(changes)
+        changes.__enter__()
+        client = ClientNetwork(settings, "bulk0", changes)
+        client.told, client.changes = told, changes
+        client.start()
+        told[:] = [one for one in told if not one[0].startswith("undo")]
+        return client
+
+    yield made
+    for changes in kept:
+        changes.close()
+
+
+def welcome(routes=(), dns=(), search=(), ipv4="10.86.0.2/24", ipv6="fd86::2/64"):
+    return types.SimpleNamespace(
+        routes=tuple(map(network, routes)), dns=tuple(map(address, dns)), dns_search=tuple(search),
+        ipv4=ipv4 and ipaddress.ip_interface(ipv4), ipv6=ipv6 and ipaddress.ip_interface(ipv6),
+    )
+
+
+def named(client):
+    """Waits for the name servers, as READY does."""
+    ready = []
+    client.came_up(lambda: ready.append(True))
+    until(lambda: ready)
+
+
+def test_nothing_is_done_unless_it_is_wanted(make):
+    client = make()
+    assert client.mark is None and client.told == []
+    client.take(welcome())
+    named(client)
+    assert client.told == [("dns", [], [], False)]
+    assert client.changes.firewall.held == ()
+
+
+def test_pushed_routes_pass_the_policy(make, caplog):
+    client = make(connected=["192.168.1.0/24"])
+    client.know(["10.5.0.1", "fe80::1%eth0"])
+    client.take(welcome(["10.1.0.0/16", "203.0.113.0/24", "192.168.0.0/16", "10.5.0.0/16", "fd00:1::/64"]))
+    assert client.told[0] == ("routes", ["10.1.0.0/16", "fd00:1::/64"])
+    for line in ("203.0.113.0/24 through the tunnel: not in accept-routes",
+                 "192.168.0.0/16 through the tunnel: it overlaps 192.168.1.0/24",
+                 "10.5.0.0/16 through the tunnel: it covers the server's address 10.5.0.1"):
+        assert f"no route to {line}" in caplog.text
+
+
+def test_own_routes_are_led_around_the_server(make):
+    client = make(routes=(network("198.51.100.0/30"),), connected=["198.51.100.0/24"])
+    client.know(["::ffff:198.51.100.2"])
+    client.take(welcome())
+    assert client.told[0] == ("routes", ["198.51.100.0/31", "198.51.100.3/32"])
+    # Another address of the server is found later, when the first does not answer.
+    client.know(["203.0.113.9"])
+    assert len([one for one in client.told if one[0] == "routes"]) == 1
+    client.know(["198.51.100.3"])
+    assert client.told[-1] == ("routes", ["198.51.100.0/31"])
+
+
+def test_a_version_that_the_session_lacks_gets_no_routes(make, caplog):
+    client = make(routes=(network("fd00:1::/64"), network("10.1.0.0/16")))
+    client.take(welcome(ipv6=None))
+    assert client.told[0] == ("routes", ["10.1.0.0/16"])
+    assert "no route to fd00:1::/64 through the tunnel: the tunnel carries no IPv6" in caplog.text
+
+
+def test_what_the_kernel_refuses_is_said(make, caplog):
+    caplog.set_level(logging.INFO)
+    client = make(routes=(network("10.1.0.0/16"), network("10.2.0.0/16")), refused={network("10.1.0.0/16"): "taken"})
+    client.take(welcome())
+    assert "no route to 10.1.0.0/16 through the tunnel: taken" in caplog.text
+    assert "routes through the tunnel: 10.2.0.0/16" in caplog.text
+
+
+def test_full_tunnel(make):
+    client = make(redirect_gateway="yes")
+    assert client.mark == 7443 and client.told == [("full-tunnel",)]
+    client.take(welcome(ipv6=None))
+    assert ("full", {4}) in client.told
+    client.take(welcome())
+    assert ("full", {4, 6}) in client.told
+    named(client)
+    assert client.told[-1] == ("dns", [], [], True)
+
+
+def test_the_kill_switch_is_closed_first_and_held_from_the_first_session_on(make):
+    client = make(redirect_gateway="yes", kill_switch="yes")
+    assert client.told[0] == ("kill-switch",)
+    assert client.changes.firewall.held == ()
+    client.take(welcome())
+    named(client)
+    assert client.changes.firewall.held == ("kill-switch",)
+
+
+def test_a_kill_switch_that_a_crash_left_is_held_at_once(make):
+    assert make(redirect_gateway="yes", kill_switch="yes", exists=True).changes.firewall.held == ("kill-switch",)
+
+
+def test_without_nftables(make, caplog):
+    missing = Unavailable("nftables: missing; run: apt install python3-nftables")
+    make(redirect_gateway="yes", failure=missing)
+    assert "answers of the server will be dropped: nftables: missing" in caplog.text
+    with pytest.raises(Unavailable):
+        make(redirect_gateway="yes", kill_switch="yes", failure=missing)
+
+
+def test_a_sysctl_that_cannot_be_set(make, caplog):
+    make(redirect_gateway="yes", why_not="Read-only file system")
+    assert "src_valid_mark: is 0, not 1: Read-only file system" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "servers", "domains"),
+    [
+        ({}, ["10.86.0.1"], ["corp.example"]),
+        ({"accept_dns": "no"}, [], []),
+        ({"dns": (address("10.9.9.9"),)}, ["10.9.9.9"], ["corp.example"]),
+        ({"dns_search": ("own.example",), "accept_dns": "no"}, [], ["own.example"]),
+    ],
+)
+def test_name_servers(make, options, servers, domains):
+    client = make(**options)
+    client.take(welcome(dns=["10.86.0.1"], search=["corp.example"]))
+    named(client)
+    assert client.told[-1] == ("dns", servers, domains, False)
+    assert set(map(str, client.resolver.tunnel_servers)) == set(servers), "they are behind the tunnel"
+
+
+def test_name_servers_are_set_when_they_change(make, caplog):
+    client = make(dns_error="no resolver")
+    for servers, calls in ((["10.86.0.1"], 1), (["10.86.0.1"], 1), (["10.86.0.7"], 2)):
+        client.take(welcome(dns=servers))
+        named(client)
+        assert len([one for one in client.told if one[0] == "dns"]) == calls
+    assert "name servers 10.86.0.7, domains none: not set: no resolver" in caplog.text
+
+
+def test_the_end_undoes_in_the_reverse_order(make):
+    client = make(redirect_gateway="yes", kill_switch="yes")
+    client.take(welcome())
+    gevent.sleep(0)
+    client.told.clear()
+    client.changes.close()
+    assert client.told == [("undo dns",), ("undo full",), ("undo routes",), ("undo table",)]
