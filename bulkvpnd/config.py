@@ -398,6 +398,10 @@ OPTIONS = (
     Option("crl", pem, None, "PEM", "Identity",
            "revocation list (CRL) of the authority: a path, or inline between <crl> and </crl>; "
            "a certificate on it is refused, and all are when the list has expired"),
+    Option("second-login", choice("replace", "refuse", "parallel"), "replace", "replace|refuse|parallel", "Identity",
+           "a second session of one identity replaces the first, is refused while the first is connected, or runs "
+           "beside it with an address of its own",
+           role="server"),
     Option("server-name", certificate_name, "server", "NAME", "Identity",
            "the name that the server's certificate must carry",
            role="client"),

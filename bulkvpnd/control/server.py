@@ -76,7 +76,8 @@ class Server:
     def start(self):
         """Raises OSError or LinkError."""
         configuration = self._configuration
-        self._sessions = Sessions(self._pool, configuration.grace, len(self.workers), PENDING_SECONDS)
+        self._sessions = Sessions(self._pool, configuration.grace, len(self.workers), PENDING_SECONDS,
+                                  configuration.second_login)
         link.set_addresses(self._tun.name, self._pool.server_interfaces)
         self._listener.start()
         gevent.spawn(self._tick_loop)

@@ -17,6 +17,8 @@ from bulkvpnd.protocol.errors import Refused
 PENDING_MAX = 4
 """Sessions of an identity that may wait for their first frame, and connections of a session beyond one for each index
 (choice)."""
+PARALLEL_MAX = 16
+"""Sessions that one identity may have where they run in parallel: each takes an address of the pool (choice)."""
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -40,7 +42,8 @@ class Session:
 
     id, token: bytes. interfaces: {4 | 6: ipaddress interface}. terms: what was agreed for all its connections (cipher,
     frame_size, offloads, connections). offset: worker of its connection 0. idle_since: when its last live connection
-    went, None while it has one. is_ended: nothing may join it or speak for it any more, whatever is still under way.
+    went, None while it has one. lease: what its addresses are leased to, the identity or identity#number.
+    is_ended: nothing may join it or speak for it any more, whatever is still under way.
     """
 
     number: int
@@ -52,6 +55,7 @@ class Session:
     offset: int
     since: float
     idle_since: float | None
+    lease: str
     is_live: bool = False
     is_ended: bool = False
     connections: dict = dataclasses.field(default_factory=dict)  # number: Connection
@@ -67,13 +71,19 @@ class Session:
 
 
 class Sessions:
-    """All sessions of a server. pool: of leases. grace: seconds that a session lives without a connection."""
+    """All sessions of a server. pool: of leases. grace: seconds that a session lives without a connection.
 
-    def __init__(self, pool, grace, workers, max_pending_seconds):
+    second_login: what happens to a second session of an identity. "replace": it ends the first, with its first
+    authentic frame. "refuse": it is not begun while the first has a connection or waits for one. "parallel": both live,
+    with addresses of their own.
+    """
+
+    def __init__(self, pool, grace, workers, max_pending_seconds, second_login="replace"):
         self._pool = pool
         self._grace = grace
         self._workers = workers
         self._max_pending_seconds = max_pending_seconds
+        self._second_login = second_login
         self._numbers = itertools.count(1)
         self._offsets = {}
         self._by_id = {}
@@ -85,19 +95,35 @@ class Sessions:
     def begin(self, identity, session_id, token, terms, source, now):
         """A new session, pending. source: the connecting address, text, whose clients go round robin over the workers.
 
-        Raises Refused: "pool", or "busy" when too many sessions of this identity wait for their first frame.
+        Raises Refused: "pool", "identity" for a second login that is not wanted, or "busy" when too many sessions of
+        this identity wait for their first frame.
         """
-        if sum(not session.is_live for session in self if session.identity == identity) >= PENDING_MAX:
+        others = [session for session in self if session.identity == identity]
+        if self._second_login == "refuse" and any(one.live_connections or not one.is_live for one in others):
+            raise Refused("identity", "this identity is connected already (second-login = refuse)")
+        if sum(not session.is_live for session in others) >= PENDING_MAX:
             raise Refused("busy", "too many sessions of this identity wait for their first frame")
-        interfaces = self._pool.lease(identity)
+        lease = self._lease(identity, others)
+        interfaces = self._pool.lease(lease)
         if len(self._offsets) > 4096:
             self._offsets.clear()
         offset = self._offsets.get(source, len(self._offsets)) % self._workers
         self._offsets[source] = offset + 1
-        session = Session(next(self._numbers), identity, session_id, token, interfaces, terms, offset, now, now)
+        session = Session(next(self._numbers), identity, session_id, token, interfaces, terms, offset, now, now, lease)
         self._by_id[session.id] = session
-        self._pool.hold(identity)
+        self._pool.hold(lease)
         return session
+
+    def _lease(self, identity, others):
+        """What a session's addresses are leased to: an identity's sessions share them, or each has a number."""
+        if self._second_login != "parallel":
+            return identity
+        taken = {session.lease for session in others}
+        # No name of a certificate has a #.
+        for lease in (identity, *(f"{identity}#{number}" for number in range(2, PARALLEL_MAX + 1))):
+            if lease not in taken:
+                return lease
+        raise Refused("busy", f"this identity has {PARALLEL_MAX} sessions already")
 
     def join(self, identity, session_id, token, index):
         """The session that a further connection names. Whatever is wrong is refused in the same way."""
@@ -141,6 +167,8 @@ class Sessions:
             ended = [other for other in self if other.identity == session.identity and other is not session]
         connection.is_live = True
         session.idle_since = None
+        if self._second_login == "parallel":
+            ended = []
         return connection, replaced, [other for other in ended if self._end(other)]
 
     def closed(self, number, now):
@@ -178,5 +206,5 @@ class Sessions:
         if self._by_id.pop(session.id, None) is None:
             return False
         session.is_ended = True
-        self._pool.release(session.identity)
+        self._pool.release(session.lease)
         return True

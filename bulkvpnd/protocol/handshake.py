@@ -50,6 +50,7 @@ REFUSALS = {
     "busy": True,
     "pool": True,
     "session": True,
+    "identity": True,
     "shutdown": True,
 }
 

@@ -7,10 +7,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule
 
-from bulkvpnd.control.session import PENDING_MAX, Sessions
+from bulkvpnd.control.session import PARALLEL_MAX, PENDING_MAX, Sessions
 from bulkvpnd.protocol.errors import Refused
 
 GRACE, PENDING = 30, 5
+DONE = 100
+"""A moment at which every grace time is over."""
 TERMS = {"connections": 4, "cipher": "aes-256-gcm"}
 
 
@@ -33,8 +35,8 @@ class Pool:
         assert self.held[identity] >= 0
 
 
-def make(workers=3):
-    return Sessions(Pool(), GRACE, workers, PENDING)
+def make(workers=3, second_login="replace"):
+    return Sessions(Pool(), GRACE, workers, PENDING, second_login)
 
 
 def begun(sessions, identity="alice", name=b"1", now=0.0, source="192.0.2.1", terms=TERMS):
@@ -168,6 +170,50 @@ def test_a_frame_for_a_session_that_ended_meanwhile_changes_nothing():
     # The worker's word for the other one was under way already.
     assert sessions.established(late.number) is None
     assert list(sessions) == [second] and not first.is_live and second.live_connections == [early]
+
+
+def test_a_second_login_is_refused_while_the_first_is_there():
+    sessions = make(second_login="refuse")
+    first = begun(sessions)
+    assert reason(begun, sessions, "alice", b"2") == "identity", "one that waits for its first frame counts"
+    connection = live(sessions, first)
+    assert reason(begun, sessions, "alice", b"2") == "identity"
+    begun(sessions, "bob", b"3")
+
+    # Nobody is there: who comes may well be the same again, whose session was cut off.
+    sessions.closed(connection.number, 1.0)
+    second = begun(sessions, "alice", b"2", 2.0)
+    assert not first.is_ended
+    number = sessions.add(second, 0, "peer", 2.0).number
+    _, _, ended = sessions.established(number)
+    assert ended == [first] and first.is_ended and second.is_live
+
+
+def test_parallel_sessions_have_addresses_of_their_own():
+    sessions = make(second_login="parallel")
+    first, second, other = begun(sessions), begun(sessions, "alice", b"2"), begun(sessions, "bob", b"3")
+    connections = [live(sessions, one) for one in (first, second, other)]
+    assert not any(one.is_ended for one in (first, second, other))
+    assert len({one.interfaces[4] for one in (first, second, other)}) == 3
+    assert [one.lease for one in (first, second, other)] == ["alice", "alice#2", "bob"]
+    # Each is joined by its own token alone.
+    assert sessions.join("alice", first.id, first.token, 1) is first
+    assert reason(sessions.join, "alice", first.id, second.token, 1) == "session"
+
+    # The first that is free again goes to the next.
+    sessions.closed(connections[0].number, 1.0)
+    assert sessions.expire(DONE) == [first]
+    third = begun(sessions, "alice", b"4")
+    assert third.interfaces == first.interfaces and third.lease == "alice"
+    assert sessions._pool.held == {"alice": 1, "alice#2": 1, "bob": 1}
+
+
+def test_parallel_sessions_are_bounded_per_identity():
+    sessions = make(second_login="parallel")
+    for number in range(PARALLEL_MAX):
+        live(sessions, begun(sessions, "alice", bytes([number])))
+    assert reason(begun, sessions, "alice", b"x") == "busy"
+    begun(sessions, "bob", b"y")
 
 
 def test_other_identities_are_never_replaced():

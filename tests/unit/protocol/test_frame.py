@@ -109,7 +109,7 @@ def test_any_four_bytes_are_refused_or_within_the_limit(word, limit):
 # CLOSE.
 
 
-@pytest.mark.parametrize("reason", ["done", "replaced", "protocol", "shutdown", "timeout", "refused"])
+@pytest.mark.parametrize("reason", ["done", "replaced", "protocol", "shutdown", "timeout", "refused", "moved"])
 def test_a_known_reason(reason):
     assert frame.close_reason(memoryview(reason.encode())) == reason
 

@@ -418,7 +418,7 @@ def test_a_number_that_is_no_version(version):
     assert "version" in refused("HELLO", changed("HELLO", version=version))
 
 
-@pytest.mark.parametrize("reason", ["version", "cipher", "busy", "pool", "session", "shutdown"])
+@pytest.mark.parametrize("reason", ["version", "cipher", "busy", "pool", "session", "identity", "shutdown"])
 def test_refuse(reason):
     encoded = handshake.encode(Refuse(reason))
     assert handshake.message_size(encoded[:2]) == len(encoded) - 2
