@@ -4,6 +4,7 @@ Each catches the error that its parser may answer with; every other one is a fin
 hold what the parser promises. Nothing here needs the fuzzer: test_fuzz.py runs the corpus through the same functions.
 """
 
+import base64
 import collections
 import contextlib
 import datetime
@@ -19,6 +20,8 @@ import tempfile
 
 from bulkvpnd import config, pki, workerlink
 from bulkvpnd.control import pool, tls
+from bulkvpnd.dataplane import routing
+from bulkvpnd.dataplane.worker import DROPS
 from bulkvpnd.protocol import frame, handshake, packet
 from bulkvpnd.protocol.errors import Refused, RemoteError
 
@@ -56,7 +59,9 @@ def close(data):
     assert frame.close_reason(memoryview(data)) in (*frame.CLOSE_REASONS, "unknown")
 
 
-_SOURCES = {bytes((10, 9, 0, 2)), bytes((0xFD, *bytes(14), 2))}
+_ADDRESSES = {bytes((10, 9, 0, 2)), bytes((0xFD, *bytes(14), 2))}
+_NETWORKS = [ipaddress.ip_network("10.9.1.0/24")]
+_ISOLATION = routing.Isolation([ipaddress.ip_network("10.9.0.0/16")], {bytes((10, 9, 0, 1))})
 
 
 def payload(data):
@@ -64,24 +69,24 @@ def payload(data):
     if not data:
         return
     offloads = [name for bit, name in enumerate(packet.OFFLOADS) if data[0] >> bit & 1]
-    sources = _SOURCES if data[0] & 8 else None
+    verdicts = routing.Verdicts(_ADDRESSES, _NETWORKS, _ISOLATION if data[0] & 16 else None) if data[0] & 8 else None
     drops = collections.Counter()
     view = memoryview(data[1:])
     try:
-        spans, segments = packet.inspect(view, len(view), offloads, sources, drops)
+        spans, segments = packet.inspect(view, len(view), offloads, verdicts, drops)
     except RemoteError as error:
         assert error.reason in ("length", "vnet")
         return
-    assert set(drops) <= {"not_ip", "ip_length", "foreign_source"}
+    assert set(drops) <= set(DROPS)
     assert len(spans) <= segments <= len(spans) * packet.TCP_SEGMENTS_MAX
     end = 0
     for start, next_end in spans:
         assert end + frame.LENGTH_SIZE <= start < next_end <= len(view)
         end = next_end
         ip = start + packet.VNET_SIZE
-        if sources:
-            address = view[ip + 12 : ip + 16] if view[ip] >> 4 == 4 else view[ip + 8 : ip + 24]
-            assert address in sources
+        if verdicts is not None:
+            source = bytes(view[ip + 12 : ip + 16] if view[ip] >> 4 == 4 else view[ip + 8 : ip + 24])
+            assert source in _ADDRESSES or source[:3] == bytes((10, 9, 1))
         assert 0 <= packet.flow_hash(view, ip, end) < 1 << 32
 
 
@@ -94,6 +99,10 @@ def outbound(data):
     if buffer[0] >> 4 == 4 and len(buffer) >= 20 or buffer[0] >> 4 == 6 and len(buffer) >= 40:
         packet.mark_congestion(buffer, 0)
         assert len(buffer) == len(data)
+    entry = packet.VNET_NONE + data
+    if len(entry) >= packet.ENTRY_MIN and (headers := packet.joinable(entry, 0, len(entry))):
+        assert packet.VNET_SIZE < headers < len(entry)
+        packet.joined_key(entry[:headers])
 
 
 def hello(data):
@@ -149,10 +158,15 @@ def stranger(data):
 
 
 @functools.cache
-def _context():
-    """The context of a server whose authority has never signed another certificate."""
+def _authority():
+    """An authority that signs nothing but what is made here."""
     now = datetime.datetime.now(datetime.timezone.utc)
-    ca, ca_key = pki.create_authority("fuzz", now, 1)
+    return now, *pki.create_authority("fuzz", now, 1)
+
+
+@functools.cache
+def _context():
+    now, ca, ca_key = _authority()
     own, own_key = pki.issue(ca, ca_key, "server", "server", now, 1)
     blocks = {"ca": ca, "certificate": own, "key": own_key}
     file = scratch() / "server.conf"
@@ -173,6 +187,19 @@ def certificate(data):
         assert str(error).isprintable()
         return
     assert config.NAME.fullmatch(name)
+
+
+def revocations(data):
+    """A revocation list in DER, as somebody else's program wrote it; or the whole file, if it is PEM."""
+    text = data.decode("latin-1")
+    if "-----BEGIN" not in text:
+        text = "-----BEGIN X509 CRL-----\n" + base64.encodebytes(data).decode() + "-----END X509 CRL-----\n"
+    try:
+        pki.read_crl(text, _authority()[1])
+    except pki.PKIError as error:
+        assert str(error).isprintable()
+    else:
+        raise AssertionError("a list that the authority has not signed")
 
 
 def configuration(data):
@@ -235,7 +262,8 @@ def planted(data):
 TARGETS = {
     function.__name__: function
     for function in (
-        header, close, payload, outbound, hello, welcome, prefix, stranger, certificate, configuration, leases, worker,
+        header, close, payload, outbound, hello, welcome, prefix, stranger, certificate, revocations, configuration,
+        leases, worker,
     )
 }  # fmt: skip
 
