@@ -133,11 +133,18 @@ def floods(raw):
 
 
 def echo_request(source):
-    """An ICMP echo request (RFC 792) to the server's inner address."""
+    """An ICMP echo request (RFC 792, RFC 4443) to the server's inner address of the same version."""
+    source = ipaddress.ip_address(source)
+    if source.version == 6:
+        icmp = bytearray(struct.pack(">BBHHH", 128, 0, 0, 1, 1) + b"is anybody there")
+        pair = source.packed + ipaddress.ip_address("fd86::1").packed
+        # RFC 8200 section 8.1: the pseudo-header counts too.
+        struct.pack_into(">H", icmp, 2, checksum(pair + struct.pack(">II", len(icmp), 58) + icmp))
+        return struct.pack(">IHBB", 6 << 28, len(icmp), 58, 64) + pair + bytes(icmp)
     icmp = bytearray(struct.pack(">BBHHH", 8, 0, 0, 1, 1) + b"is anybody there")
     struct.pack_into(">H", icmp, 2, checksum(icmp))
     ip = bytearray(struct.pack(">BBHHHBBH4s4s", 0x45, 0, 20 + len(icmp), 0, 0, 64, 1, 0,
-                               ipaddress.ip_address(source).packed, ipaddress.ip_address("10.86.0.1").packed))
+                               source.packed, ipaddress.ip_address("10.86.0.1").packed))
     struct.pack_into(">H", ip, 10, checksum(ip))
     return bytes(ip + icmp)
 
@@ -366,18 +373,32 @@ def test_what_cannot_be_agreed_is_refused_by_name(watched, fields, reason):
     assert " refused: " in watched.one_line(re.escape(raw.address) + END)
 
 
-@pytest.mark.parametrize("source", ["of another client", "of the server", "unknown"])
+FOREIGN = {
+    "of another client": ("10.86.0.2", "fd86::2"),
+    "of the server": ("10.86.0.1", "fd86::1"),
+    "unknown": ("192.0.2.2", "2001:db8::2"),
+    "the network": ("10.86.0.0", "fd86::"),
+    "broadcast": ("10.86.0.255", "255.255.255.255"),
+    "multicast": ("224.0.0.1", "ff02::1"),
+    "loopback": ("127.0.0.1", "::1"),
+    "link-local": ("169.254.1.1", "fe80::1"),
+    "unspecified": ("0.0.0.0", "::"),
+    "IPv4 in IPv6": ("::ffff:10.86.0.2", "64:ff9b::10.86.0.2"),
+}
+
+
+@pytest.mark.parametrize("source", FOREIGN)
 def test_foreign_source_is_dropped_and_counted(watched, source):
-    address = {"of another client": "10.86.0.2", "of the server": "10.86.0.1", "unknown": "192.0.2.2"}[source]
     with RawClient(watched.network, "mallory") as raw:
         mallory_is_in(raw)
         watched.wait_routed(raw)
         # The same packet from the right source works, so what follows fails for its source alone.
-        raw.send(raw.seal(frame.DATA, entry(echo_request(raw.ipv4))))
-        assert echo_request(raw.ipv4)[-16:] in raw.receive_until(frame.DATA)
+        for own in (raw.ipv4, str(raw.welcome.ipv6.ip)):
+            raw.send(raw.seal(frame.DATA, entry(echo_request(own))))
+            assert echo_request(own)[-16:] in raw.receive_until(frame.DATA)
 
         watched.drops["foreign_source"] += 2
-        raw.send(raw.seal(frame.DATA, entry(echo_request(address)) * 2))
+        raw.send(raw.seal(frame.DATA, b"".join(entry(echo_request(address)) for address in FOREIGN[source])))
         assert raw.ping(), "the connection should go on"
         leave(raw)
 
