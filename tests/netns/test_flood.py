@@ -1,4 +1,4 @@
-"""Thousands of connections that never say a word: who is connected stays so, and who is honest gets in.
+"""Strangers by the thousand, and out of descriptors: who is connected stays so, and who is honest gets in.
 
                                    flood: 198.18.0.0/16, 2001:db8:f::/48, or one address of them
     client, 192.0.2.2    ──┐         │
@@ -6,7 +6,10 @@
 """
 
 import contextlib
+import os
+import resource
 import select
+import ssl
 import subprocess
 import sys
 import time
@@ -15,6 +18,7 @@ import pytest
 from harness import ROOT, wait_until
 from rawclient import RawClient
 
+from bulkvpnd.protocol import handshake
 from bulkvpnd.protocol.errors import RemoteError
 
 HONEST = (f"198.18.255.{number}" for number in range(1, 255))
@@ -101,10 +105,67 @@ def test_idle_connections_keep_nobody_out(tunnel, case, count):
         assert server.status()["listener"]["handshakes"] >= (32 if counter == "source_full" else 128)
         took = seconds_until_in(network, honest)
         assert took < LET_IN, server.status()["listener"]
-        assert network.ping() and network.ping(6)
+        for version in (4, 6):
+            wait_until(lambda: network.ping(version), LET_IN, "packets pass")
         assert [one["connection"] for one in client.connections()] == connections
         assert resident(server) - memory < MEMORY
         assert len(server.text().splitlines()) - lines < LINES * (time.monotonic() - begun + 1)
     # And nothing of it is left.
     wait_until(lambda: server.status()["listener"]["handshakes"] == 0, 15, "no place is taken")
+    assert not server.lines("ERROR|Traceback")
+
+
+def answers(network, source):
+    """Whether the server begins TLS with somebody without a certificate, before it refuses them."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols([handshake.ALPN])
+    with contextlib.suppress(OSError, RemoteError), RawClient(network, "honest", source) as raw:
+        raw.authenticate(context)
+        return raw.ended()
+    return False
+
+
+def test_failures_cost_their_source_the_answer_and_nobody_else(tunnel):
+    network, server, client = tunnel
+    bad, good, known = next(HONEST), next(HONEST), "192.0.2.2"
+    for address in (bad, good):
+        network.client.ip("address", "add", f"{address}/32", "dev", "veth0")
+    assert answers(network, bad), "the first time"
+    wait_until(lambda: not answers(network, bad), 5, "it is turned away")
+    assert server.lines(f"nobody at the address of {bad}:[0-9]+ is answered for [0-9]+ s")
+    # Not even with a good certificate; but the addresses beside it, and one from which somebody got in.
+    with pytest.raises((RemoteError, OSError)), RawClient(network, "honest", bad) as raw:
+        raw.join()
+    assert all(answers(network, known) for _ in range(10))
+    assert seconds_until_in(network, good) < LET_IN
+    wait_until(network.ping, LET_IN, "packets pass")
+    assert len(client.connections()) == 4
+
+
+def cpu_seconds(server):
+    """User and system time of the main process, stat of proc(5)."""
+    with open(f"/proc/{server.process.pid}/stat") as file:
+        fields = file.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_out_of_descriptors_it_neither_spins_nor_falls(tunnel):
+    network, server, client = tunnel
+    honest = next(HONEST)
+    network.client.ip("address", "add", f"{honest}/32", "dev", "veth0")
+    usual = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)
+    in_use = len(os.listdir(f"/proc/{server.process.pid}/fd"))
+    resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (in_use + 20, usual[1]))
+    try:
+        with flood(network, "192.0.2.1", "198.18.0.0/17", 100):
+            wait_until(lambda: server.lines("cannot accept: Too many open files"), 10, "it is out of descriptors")
+            used, begun = cpu_seconds(server), time.monotonic()
+            wait_until(lambda: time.monotonic() - begun > 2, 5, "two seconds pass")
+            assert cpu_seconds(server) - used < 0.2 * (time.monotonic() - begun)
+            wait_until(network.ping, LET_IN, "packets pass")
+            assert len(client.connections()) == 4
+    finally:
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, usual)
+    assert seconds_until_in(network, honest) < LET_IN
     assert not server.lines("ERROR|Traceback")
