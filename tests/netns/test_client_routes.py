@@ -1,0 +1,136 @@
+"""What a client takes of the routes and name servers that its server pushes, and what it sets itself.
+
+Programs in the place of resolvectl and resolvconf write down how they are called.
+"""
+
+import json
+import os
+
+import pytest
+import snapshot
+from harness import wait_until
+
+from bulkvpnd.admin import namespaces
+
+RECORD = """#!/bin/sh
+echo "{program} $*" >>{log}
+if [ "$1" = -a ]; then cat >>{log}; fi
+"""
+
+
+def unchanged(before, host):
+    changed = "\n".join(snapshot.differences(before, snapshot.take(host)))
+    assert not changed, changed
+
+
+def into_the_tunnel(host):
+    """Networks with routes of ours."""
+    return {
+        entry["dst"]
+        for family in ("-4", "-6")
+        for entry in json.loads(host.ip("-j", family, "route", "show", "dev", "bulk0") or "[]")
+        if entry["protocol"] == "86"
+    }
+
+
+def test_pushed_routes_by_the_policy(network):
+    network.client.ip("address", "add", "172.16.5.1/24", "dev", "veth0")
+    network.client.ip("route", "add", "10.9.0.0/16", "via", "192.0.2.1")
+    before = snapshot.take(network.client)
+    pushed = ["10.1.0.0/16", "fd00:1::/64", "203.0.113.0/24", "172.16.0.0/12", "10.9.0.0/16", "192.0.2.0/24"]
+    network.start_server(*(f"--routes={one}" for one in pushed)).wait_ready()
+    client = network.start_client("--accept-routes=private", "--accept-routes=192.0.2.0/24").wait_ready()
+    assert into_the_tunnel(network.client) == {"10.1.0.0/16", "fd00:1::/64"}
+    for line in ("203.0.113.0/24 through the tunnel: not in accept-routes",
+                 "172.16.0.0/12 through the tunnel: it overlaps 172.16.5.0/24, which this machine reaches directly",
+                 "10.9.0.0/16 through the tunnel: there is a route already, by veth0",
+                 "192.0.2.0/24 through the tunnel: it covers the server's address 192.0.2.1"):
+        assert len(client.lines(f"no route to {line}")) == 1, client.text()
+    client.wait_connections(4)
+    assert client.stop() == 0
+    unchanged(before, network.client)
+
+    client = network.start_client("--accept-routes=none").wait_ready()
+    assert into_the_tunnel(network.client) == set()
+    assert client.stop() == 0
+
+
+def test_own_routes_lead_around_the_server(network):
+    """192.0.2.0/29 has the server in it: its connections stay outside, and the rest of the network does not."""
+    before = snapshot.take(network.client)
+    network.start_server().wait_ready()
+    client = network.start_client("--routes=192.0.2.0/29", "--routes=fd00:1::/64").wait_ready()
+    client.wait_connections(4)
+    # 192.0.2.0/30 is that of veth0, which is longer than none of these.
+    assert into_the_tunnel(network.client) == {"192.0.2.0", "192.0.2.2/31", "192.0.2.4/30", "fd00:1::/64"}
+    assert "dev veth0" in network.client.ip("route", "get", "192.0.2.1")
+    assert "dev bulk0" in network.client.ip("route", "get", "192.0.2.5")
+    assert network.ping()
+    # After a crash they are gone with the device.
+    client.kill()
+    wait_until(lambda: "bulk0" not in network.client.ip("-br", "link"), 20, "its workers are gone")
+    assert "proto 86" not in network.client.ip("route") + network.client.ip("-6", "route")
+    assert network.start_client().wait_ready().stop() == 0
+    unchanged(before, network.client)
+
+
+@pytest.fixture
+def recorded(network, tmp_path, monkeypatch):
+    """Gives install(program, fails) and calls(), what the programs were called with since."""
+    log, directory = tmp_path / "calls", tmp_path / "bin"
+    directory.mkdir()
+
+    def install(program, fails=""):
+        (directory / program).write_text(RECORD.format(program=program, log=log) + fails)
+        (directory / program).chmod(0o755)
+
+    def calls():
+        lines = log.read_text().splitlines() if log.exists() else []
+        log.unlink(missing_ok=True)
+        return lines
+
+    monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
+    return install, calls
+
+
+def test_name_servers_by_resolvconf(network, recorded):
+    install, calls = recorded
+    install("resolvconf")
+    before = snapshot.take(network.client)
+    network.start_server("--dns=10.86.0.1", "--dns-search=corp.example").wait_ready()
+    client = network.start_client().wait_ready()
+    assert calls() == ["resolvconf -a tun.bulkvpnd-client -m 0 -x", "nameserver 10.86.0.1", "search corp.example"]
+    assert client.stop() == 0
+    assert calls() == ["resolvconf -d tun.bulkvpnd-client -f"]
+
+    client = network.start_client("--dns=10.86.0.53").wait_ready()
+    assert calls() == ["resolvconf -a tun.bulkvpnd-client -m 0 -x", "nameserver 10.86.0.53", "search corp.example"]
+    assert client.stop() == 0
+    calls()
+
+    client = network.start_client("--accept-dns=no").wait_ready()
+    assert client.stop() == 0
+    assert calls() == []
+    unchanged(before, network.client)
+
+
+def test_name_servers_that_cannot_be_set_are_one_line(network, recorded):
+    install, calls = recorded
+    install("resolvconf", fails='echo "resolvconf: cannot write" >&2; exit 1\n')
+    network.start_server("--dns=10.86.0.1").wait_ready()
+    client = network.start_client().wait_ready()
+    assert len(client.lines("name servers 10.86.0.1, domains none: not set: resolvconf: resolvconf: cannot write")) == 1
+    assert network.ping(), "the tunnel is there all the same"
+    assert client.stop() == 0
+
+
+def test_an_interface_that_is_taken_away(network):
+    """It ends the daemon, and the rules of the full tunnel go with it."""
+    before = snapshot.take(network.client)
+    network.start_server().wait_ready()
+    client = network.start_client("--redirect-gateway=yes").wait_ready()
+    network.client.ip("link", "delete", "bulk0")
+    wait_until(lambda: namespaces.exited(client.process), 20, "it ends")
+    assert client.stop() == 1
+    assert client.lines("stopping: the TUN device bulk0 was removed")
+    unchanged(before, network.client)
