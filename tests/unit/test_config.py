@@ -53,6 +53,16 @@ def refused(function, *arguments, on_command_line=False):
 # What is in a file.
 
 
+def test_a_client_with_a_full_tunnel(file):
+    client = load(file(CLIENT + "redirect-gateway = yes\nkill-switch = yes\nlocal-networks = 192.168.1.0/24\n"))
+    assert (client.redirect_gateway, client.kill_switch, client.accept_dns) == (True, True, True)
+    assert client.local_networks == (ipaddress.ip_network("192.168.1.0/24"),)
+    assert client.accept_routes == (config.PRIVATE,)
+    client = load(file(CLIENT + "accept-routes = private\naccept-routes = 203.0.113.0/24\nroutes = 10.1.0.0/16\n"))
+    assert client.accept_routes == (config.PRIVATE, (ipaddress.ip_network("203.0.113.0/24"),))
+    assert load(file(CLIENT + "accept-routes = none\n")).accept_routes == ((),)
+
+
 def test_a_server(file):
     path = file("# comment\n; comment\n\n   mode=server  \n" + SERVER.partition("\n")[2] + "mtu = 1400\nworkers = 3\n")
     server = load(path)
@@ -99,6 +109,12 @@ def test_windows_line_ends(file):
         ("routes = 10.9.0.0", ":1: routes = 10.9.0.0: should be a network"),
         ("routes = 10.9.0.0/24\nroutes = ::/0", ":2: routes = ::/0: should be a network"),
         ("routes = 10.9.0.0/24\n" * 257, ":257: routes: given 257 times; at most 256 are allowed"),
+        ("accept-routes = all", ":1: accept-routes = all: should be private, none, or a network with no host bits set"),
+        ("accept-routes = none\naccept-routes = 10.0.0.1/8", ":2: accept-routes = 10.0.0.1/8: should be private, none"),
+        ("local-networks = 192.168.1.1", ":1: local-networks = 192.168.1.1: should be a network with no host bits"),
+        ("local-networks = ff02::/16", ":1: local-networks = ff02::/16: should be a network"),
+        (CLIENT + "kill-switch = yes", ": kill-switch = yes: without a full tunnel it would"),
+        (SERVER + "redirect-gateway = yes", ":6: redirect-gateway: is for mode = client, and this is mode = server"),
         ("dns = ::1", ":1: dns = ::1: should be the IP address of a name server"),
         ("dns = localhost", ":1: dns = localhost: should be the IP address of a name server"),
         ("dns = 10.9.0.1\n" * 9, ":9: dns: given 9 times; at most 8 are allowed"),
