@@ -161,7 +161,8 @@ def test_every_instance_has_a_name_that_nft_can_read(instances):
     [
         ("internal:0:0-0: Error: Could not process rule: No such file or directory\n\n", errno.ENOENT),
         ("internal:0:0-0: Error: Could not process rule: Operation not permitted\ninternal: more\n", errno.EPERM),
-        ("internal:0:0-0: Error: No such file or directory; did you mean table ‘bulkvpnd_b’ in family inet?", errno.ENOENT),
+        ("internal:0:0-0: Error: No such file or directory; did you mean table ‘bulkvpnd_b’ in family inet?",
+         errno.ENOENT),
         ("internal:0:0-0: Error: Unknown statement object 'bogus'.", errno.EINVAL),
         ("", errno.EINVAL),
     ],
