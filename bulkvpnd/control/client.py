@@ -47,7 +47,7 @@ class Client:
 
     workers, changes (host.changes.Changes, for what it changes on the machine while it runs): set by the main process
     before prepare. network: a ClientNetwork; prepare() makes it unless it is there. on_change(): called when carries()
-    may have changed.
+    may have changed. on_addresses(addresses): called with those of a server before it is connected to.
     """
 
     isolation = None
@@ -62,6 +62,7 @@ class Client:
         self._on_failure = on_failure
         self.workers = None
         self.changes = None
+        self.on_addresses = lambda addresses: None
         self.on_change = lambda: None
         self.network = None
         self._welcome = None  # of the present session; None while there is none
@@ -79,10 +80,6 @@ class Client:
         """What has to be on the machine before anything else runs. Raises FirewallError."""
         self.network = self.network or ClientNetwork(self._configuration, self._tun.name, self.changes)
         self.network.start()
-
-    def remote_addresses(self):
-        """Of the servers that it may connect to, texts, as far as they can be found."""
-        return self.network.addresses_of(self._configuration.remote)
 
     def start(self):
         log.info("device %s, %d workers, connecting to %s", self._tun.name, len(self.workers),
@@ -225,7 +222,9 @@ class Client:
         """A connected socket, of the first address of `remote` that answers. Raises OSError."""
         last = OSError("no address")
         found = self.network.resolver.find(*remote)
-        self.network.know(address[0] for _, address in found)
+        addresses = [address[0] for _, address in found]
+        self.network.know(addresses)
+        self.on_addresses(addresses)
         welcome = self._welcome
         for family, address in found:
             sock = socket.socket(family, socket.SOCK_STREAM)

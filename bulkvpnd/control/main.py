@@ -23,12 +23,13 @@ import gevent
 from gevent.event import Event
 
 from bulkvpnd import __version__, config, hardening, pki, service
-from bulkvpnd.control import ciphers, tuning
+from bulkvpnd.control import ciphers
 from bulkvpnd.control.client import Client
 from bulkvpnd.control.multipath import Multipath, literal_addresses
 from bulkvpnd.control.revocation import Revocations
 from bulkvpnd.control.server import Server
 from bulkvpnd.control.status import Claim, StatusSocket
+from bulkvpnd.control.tuning import Tuner
 from bulkvpnd.control.workers import Workers
 from bulkvpnd.host import firewall, link, sysctl
 from bulkvpnd.host.changes import Changes
@@ -125,11 +126,13 @@ class Main:
         changes = undo.enter_context(Changes(sysctl.Ledger(directory, configuration.name),
                                              firewall.Firewall(configuration.name)))
         undo.callback(self._settle, changes)
+        tuner = Tuner(configuration, self._tun.name, changes)
+        tuner.start()
         role = _ROLES[configuration.mode](configuration, self._revocations.context, self._tun,
                                           ciphers.offer(configuration), self._on_ready, self._on_failure)
         role.changes = changes
+        role.on_addresses = tuner.know
         role.prepare()
-        self._change_host(changes, role)
         workers = role.workers = Workers(self._tun, configuration.frame_size, role, role.isolation)
         undo.callback(workers.stop)
         workers.start()
@@ -149,10 +152,6 @@ class Main:
         """A stop that was asked for leaves nothing behind; after a failure a kill switch stays until the next start."""
         if self._stop.is_set() and not self._failure:
             changes.firewall.hold()
-
-    def _change_host(self, changes, role):
-        """Everything that is wanted on the machine beyond the device, in order; roles add theirs as they go on."""
-        tuning.tune(self._configuration, self._tun.name, changes, role.remote_addresses)
 
     def _probe_offload(self):
         if not self._configuration.offload:

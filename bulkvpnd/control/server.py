@@ -69,10 +69,6 @@ class Server:
     def prepare(self):
         """What has to be on the machine before anything else runs: nothing."""
 
-    def remote_addresses(self):
-        """Of those that it would connect to: none."""
-        return []
-
     def start(self):
         """Raises OSError or LinkError."""
         configuration = self._configuration

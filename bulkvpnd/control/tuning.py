@@ -1,25 +1,40 @@
 """Finds out what is to be tuned for, and has it done: see host.tuning and host.conntrack."""
 
-import gevent
-
 from bulkvpnd.host import conntrack, tuning
 
-RESOLVE_MAX = 3.0
-"""Seconds to look for the servers' addresses, by which the outer interface is found (choice)."""
 
+class Tuner:
+    """Tunes the machine for an instance, as far as it lets itself be tuned; nothing here raises.
 
-def tune(configuration, name, changes, remote_addresses):
-    """Tunes the machine for an instance, as far as it lets itself be tuned; raises nothing.
-
-    name: of the TUN device. changes: host.changes.Changes. remote_addresses(): of the servers, texts; it may take time.
+    device: name of the TUN device. changes: host.changes.Changes, which undoes it.
     """
-    addresses = []
-    # Without an answer it is the default route that leads there, most likely.
-    with gevent.Timeout(RESOLVE_MAX, False):
-        addresses = remote_addresses()
-    if configuration.tuning:
-        tuning.apply(configuration, tuning.situation(configuration, name, addresses, changes.ledger), changes.ledger)
-    short = configuration.tuning and configuration.conntrack_timeouts == "short"
-    # Without translation the kernel may have no reason to remember connections at all, and shall not get one.
-    changes.make(conntrack.ConntrackTimeouts(configuration.name, changes.ledger), name,
-                 wanted=short and configuration.mode == "server" and configuration.nat)
+
+    def __init__(self, configuration, device, changes):
+        self._configuration = configuration
+        self._device = device
+        self._changes = changes
+        self._addresses = set()
+        self._outer = set()
+
+    def start(self):
+        """All but what takes the address of a server."""
+        configuration, ledger = self._configuration, self._changes.ledger
+        situation = tuning.situation(configuration, self._device, [], ledger)
+        self._outer.update(situation.outer)
+        if configuration.tuning:
+            tuning.apply(configuration, situation, ledger)
+        short = configuration.tuning and configuration.conntrack_timeouts == "short"
+        # Without translation the kernel may have no reason to remember connections at all, and shall not get one.
+        self._changes.make(conntrack.ConntrackTimeouts(configuration.name, ledger), self._device,
+                           wanted=short and configuration.mode == "server" and configuration.nat)
+
+    def know(self, addresses):
+        """addresses: texts, of a server that is about to be connected to: the interface that leads there is tuned."""
+        new = set(addresses) - self._addresses
+        self._addresses |= new
+        if not new or not self._configuration.tuning or self._configuration.wan_interface is not None:
+            return
+        situation = tuning.situation(self._configuration, self._device, sorted(new), self._changes.ledger)
+        outer = tuple(one for one in situation.outer if one not in self._outer)
+        self._outer.update(outer)
+        tuning.apply(self._configuration, tuning.Situation(self._device, outer), self._changes.ledger, only_outer=True)

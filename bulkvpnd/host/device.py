@@ -72,15 +72,16 @@ def resolve(endpoints):
 
 
 def towards(addresses):
-    """Names of the devices that lead to `addresses` (texts, IPv4 and IPv6), each once; without any, of the default
-    routes. Loopback is left out, and what cannot be reached. Raises OSError."""
+    """Names of the devices that lead to `addresses` (texts, IPv4 and IPv6), each once; None: of the default routes.
+    Loopback is left out, and what cannot be reached. Raises OSError."""
     with _netlink() as route:
         indexes = []
-        for address in addresses:
-            with contextlib.suppress(NetlinkError):
+        for address in addresses or ():
+            # OSError: an address with a zone, as link-local ones have.
+            with contextlib.suppress(NetlinkError, OSError):
                 found = route.route("get", dst=address, family=socket.AF_INET6 if ":" in address else socket.AF_INET)
                 indexes += _outgoing(found[0])
-        if not addresses:
+        if addresses is None:
             for family in (socket.AF_INET, socket.AF_INET6):
                 routes = [one for one in route.route("dump", family=family) if _is_default(one)]
                 routes.sort(key=lambda one: one.get_attr("RTA_PRIORITY") or 0)

@@ -44,13 +44,14 @@ def situation(options, name, addresses, ledger):
     """Looks around. Raises nothing.
 
     options: the configuration. name: of the TUN device, or None. addresses: texts, of the servers that a client may
-    connect to; without any the default routes lead to the other end.
+    connect to; to a server's clients lead the default routes.
     """
     if options.wan_interface is not None:
         outer = (options.wan_interface,)
     else:
         try:
-            outer = tuple(one for one in device.towards(addresses) if one != name)
+            found = device.towards(None if options.mode == "server" else addresses)
+            outer = tuple(one for one in found if one != name)
         except OSError as error:
             log.info("the interface that leads to the other end is not known: %s", error.strerror or error)
             outer = ()
@@ -126,15 +127,17 @@ class Wish:
     agreement: str
 
 
-def wishes(options, situation, ledger):
+def wishes(options, situation, ledger, only_outer=False):
     """What the table wants in a situation.
 
-    options: has what Tip.value reads, such as the configuration. Returns [Wish, ...].
+    options: has what Tip.value reads, such as the configuration. only_outer: leave out what has nothing to do with the
+    devices that lead to the other end. Returns [Wish, ...].
     """
     found = []
     for tip in TIPS:
         value = tip.value(options)
-        for key in _filled(tip.keys, situation):
+        keys = [key for key in tip.keys if "{outer}" in key] if only_outer else tip.keys
+        for key in _filled(keys, situation):
             try:
                 needed = tip.needed(key, situation, ledger)
             except OSError:
@@ -145,11 +148,11 @@ def wishes(options, situation, ledger):
     return found
 
 
-def apply(options, situation, ledger):
+def apply(options, situation, ledger, only_outer=False):
     """Tunes the machine until the ledger is restored; raises nothing. Each key that cannot be set is one line of the
-    log. Returns [(Wish, Outcome), ...]."""
+    log. Returns [(Wish, Outcome), ...]. See wishes() for the arguments."""
     made = []
-    for wish in wishes(options, situation, ledger):
+    for wish in wishes(options, situation, ledger, only_outer):
         if wish.value is None:
             continue
         outcome = ledger.want(wish.key, wish.value, wish.agreement)

@@ -121,7 +121,7 @@ def test_whether_it_forwards(tree, ledger, values, changed, forwards):
 
 def test_the_named_interface_counts_and_loopback_does_not(ledger):
     assert tuning.situation(options(wan_interface="eth7"), "bulk0", [], ledger).outer == ("eth7",)
-    assert tuning.situation(options(), "bulk0", ["127.0.0.1", "::1"], ledger).outer == ()
+    assert tuning.situation(options(mode="client"), "bulk0", ["127.0.0.1", "::1"], ledger).outer == ()
 
 
 def examined(ledger, **changed):
