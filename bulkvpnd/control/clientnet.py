@@ -8,7 +8,6 @@
 The kill switch alone outlives a failure: see ClientNetwork.came_up.
 """
 
-import contextlib
 import ipaddress
 import logging
 
@@ -85,14 +84,6 @@ class ClientNetwork:
         if self._configuration.kill_switch:
             self._changes.firewall.hold(killswitch.PART)
         self._naming.link(lambda _: then())
-
-    def addresses_of(self, remotes):
-        """Those of (host, port) pairs, texts; those that cannot be found are left out."""
-        addresses = []
-        for host, port in remotes:
-            with contextlib.suppress(OSError):
-                addresses += [address[0].partition("%")[0] for _, address in self.resolver.find(host, port)]
-        return list(dict.fromkeys(addresses))
 
     def know(self, addresses):
         """addresses: text, of a remote that is about to be connected to. No route may lead there."""
