@@ -38,6 +38,8 @@ class Nft:
         del tables[key]
 
     def _list(self, tables, kind, fields):
+        if kind == "table":
+            return [{"table": fields}, *self._known(tables, (fields["family"], fields["name"]))]
         assert (kind, fields) == ("chains", None)
         return [one for content in tables.values() for one in content if "chain" in one]
 
