@@ -11,6 +11,7 @@ import snapshot
 from harness import wait_until
 
 from bulkvpnd.admin import namespaces
+from bulkvpnd.host.dns import RESOLVED
 
 RECORD = """#!/bin/sh
 echo "{program} $*" >>{log}
@@ -77,6 +78,8 @@ def test_own_routes_lead_around_the_server(network):
 @pytest.fixture
 def recorded(network, tmp_path, monkeypatch):
     """Gives install(program, fails) and calls(), what the programs were called with since."""
+    if RESOLVED.exists():
+        pytest.skip("systemd-resolved runs here, and the daemon would ask that")
     log, directory = tmp_path / "calls", tmp_path / "bin"
     directory.mkdir()
 
