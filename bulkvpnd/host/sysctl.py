@@ -80,14 +80,14 @@ class Outcome:
         return f"{self.key}: {'is ' + self.set + ', ' if self.set is not None else ''}not {self.wanted}: {self.why_not}"
 
 
-def shared_directory(runtime_directory, preferred=SHARED_DIRECTORY):
+def shared_directory(runtime_directory):
     """Where the instances of this machine keep what they share. Makes nothing.
 
     runtime_directory: of one instance. Without the package's directory it lies beside that, so that instances of one
     user still find each other.
     """
-    usable = preferred.is_dir() and os.access(preferred, os.R_OK | os.W_OK | os.X_OK)
-    return preferred if usable else runtime_directory.parent / ".shared"
+    usable = SHARED_DIRECTORY.is_dir() and os.access(SHARED_DIRECTORY, os.R_OK | os.W_OK | os.X_OK)
+    return SHARED_DIRECTORY if usable else runtime_directory.parent / ".shared"
 
 
 class Ledger:

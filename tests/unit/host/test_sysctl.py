@@ -354,11 +354,12 @@ def test_a_link_in_the_place_of_the_file_is_not_followed(tree, shared, ledger_of
     assert target.read_text() == "{}"
 
 
-def test_shared_directory_falls_back_beside_the_runtime_directory(tmp_path):
+def test_shared_directory_falls_back_beside_the_runtime_directory(tmp_path, monkeypatch):
     preferred, runtime = tmp_path / "run/bulkvpn", tmp_path / "run/bulkvpnd/server"
-    assert sysctl.shared_directory(runtime, preferred) == tmp_path / "run/bulkvpnd/.shared"
+    monkeypatch.setattr(sysctl, "SHARED_DIRECTORY", preferred)
+    assert sysctl.shared_directory(runtime) == tmp_path / "run/bulkvpnd/.shared"
     preferred.mkdir(parents=True)
-    assert sysctl.shared_directory(runtime, preferred) == preferred
+    assert sysctl.shared_directory(runtime) == preferred
 
 
 @given(st.sampled_from(sorted(sysctl.AGREEMENTS)), st.text(), st.text())

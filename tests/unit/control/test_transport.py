@@ -1,0 +1,49 @@
+"""Buffers of the outer sockets, on real sockets: beyond the kernel's limit where that is allowed, else up to it."""
+
+import pathlib
+import socket
+
+import pytest
+
+from bulkvpnd.control import transport
+
+CASES = {
+    # socket option: (its forcing twin, the kernel's limit for everybody)
+    socket.SO_SNDBUF: (transport.SO_SNDBUFFORCE, "wmem_max"),
+    socket.SO_RCVBUF: (transport.SO_RCVBUFFORCE, "rmem_max"),
+}
+
+
+def limit(name):
+    path = pathlib.Path("/proc/sys/net/core", name)
+    if not path.exists():
+        pytest.skip(f"this network namespace has no {path}")
+    return int(path.read_text())
+
+
+def may_force(force):
+    with socket.socket() as sock:
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, force, 65536)
+        except PermissionError:
+            return False
+    return True
+
+
+@pytest.mark.parametrize("option", CASES)
+def test_as_large_as_allowed(option):
+    force, name = CASES[option]
+    wanted = 2 * limit(name)
+    with socket.socket() as sock:
+        transport.set_buffers(sock, wanted, wanted)
+        # The kernel shows twice what was set, socket(7).
+        got = sock.getsockopt(socket.SOL_SOCKET, option) // 2
+    assert got == (wanted if may_force(force) else limit(name))
+
+
+@pytest.mark.parametrize("option", CASES)
+def test_auto_leaves_it_to_the_kernel(option):
+    with socket.socket() as touched, socket.socket() as untouched:
+        transport.set_buffers(touched, None, None)
+        values = [sock.getsockopt(socket.SOL_SOCKET, option) for sock in (touched, untouched)]
+    assert values[0] == values[1]
