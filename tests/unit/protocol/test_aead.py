@@ -101,10 +101,12 @@ def test_a_key_of_another_size(cipher, key):
 @pytest.mark.parametrize("size", [0, 100, LIMIT + 100])
 def test_an_output_without_room_is_left_alone(cipher, size):
     """OpenSSL writes where it is told: nothing but these checks is between a frame and what lies behind its buffer."""
-    one, plaintext, guarded = aead.CIPHERS[cipher](KEY), pattern(size), Guarded(size + TAG - 1)
-    with pytest.raises(ValueError):
-        one.seal_into(NONCE, memoryview(plaintext), HEADER, guarded.out)
-    guarded.written(size + TAG - 1)
+    one, plaintext = aead.CIPHERS[cipher](KEY), pattern(size)
+    for room in {size + TAG - 1, max(0, size - 1)}:
+        guarded = Guarded(room)
+        with pytest.raises(ValueError):
+            one.seal_into(NONCE, memoryview(plaintext), HEADER, guarded.out)
+        guarded.written(room)
     sealed = seal(cipher, KEY, NONCE, plaintext, HEADER)
     if size:
         guarded = Guarded(size - 1)
