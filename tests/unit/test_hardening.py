@@ -38,7 +38,7 @@ def test_where_prctl_cannot_be_reached_it_says_so_and_the_limit_holds():
 def test_it_still_opens_what_it_has_by_its_own_descriptors():
     """As the key does on its way into TLS: see control.tls.make_context."""
     output, error = said(
-        "import os\n"
+        "import ctypes, os\n"
         "from bulkvpnd.hardening import hide_memory\n"
         "if os.geteuid() == 0:\n"
         "    os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)\n"
