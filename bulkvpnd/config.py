@@ -658,7 +658,9 @@ def value_of(option, raw, file, lines):
             parsed.append(option.parse(one))
         except ValueError as error:
             where = f"{file}:{lines[at]}: {option.name}" if lines else f"--{option.name}"
-            shown = "" if option.secret or "PRIVATE KEY" in one else f" = {_shown(one)}"
+            hidden = option.secret or "PRIVATE KEY" in one
+            # A key may have been pasted without its first line, and where a certificate belongs.
+            shown = "" if hidden else f" = {_shown_line(one) if option.parse is pem else _shown(one)}"
             raise ConfigurationError(f"{where}{shown}: should be {error}", on_command_line=not lines) from None
     return tuple(parsed) if option.repeat else parsed[0]
 

@@ -163,6 +163,7 @@ def test_an_error_says_where_what_and_how_to_mend_it(file, text, expected):
         f"<key>\n{KEY}",
         f"<key>\n{KEY.replace('END', 'ND')}</key>",
         f"<kye>\n{KEY}</kye>",
+        f"<ca>\n{SECRET}\n</ca>",
         f"<ca>\n{KEY.replace('END', 'ND')}</ca>",
         f"key = {SECRET}\n{SERVER}",
         SERVER.replace("key = own.key", f"<key>\n{KEY}</key>\nkey = {SECRET}"),
