@@ -497,12 +497,15 @@ GROUPS = tuple(dict.fromkeys(option.group for option in OPTIONS))
 
 Configuration = dataclasses.make_dataclass(
     "Configuration",
-    [("name", str), ("path", pathlib.Path), *((option.field, object) for option in OPTIONS)],
+    [("name", str), ("path", pathlib.Path), *((option.field, object) for option in OPTIONS), ("clients", tuple, ())],
     frozen=True,
     slots=True,
     repr=False,
 )
-Configuration.__doc__ = """Every option's value, with the instance's name and the file it came from."""
+Configuration.__doc__ = """Every option's value, with the instance's name and the file it came from.
+
+clients: what is fixed for single clients, control.clients.Client; the main process reads that.
+"""
 
 
 class FileParser(configargparse.ConfigFileParser):
@@ -660,7 +663,7 @@ def value_of(option, raw, file, lines):
             where = f"{file}:{lines[at]}: {option.name}" if lines else f"--{option.name}"
             hidden = option.secret or "PRIVATE KEY" in one
             # A key may have been pasted without its first line, and where a certificate belongs.
-            shown = "" if hidden else f" = {_shown_line(one) if option.parse is pem else _shown(one)}"
+            shown = "" if hidden else f" = {_shown_line(one) if option.parse is pem else escaped(one)}"
             raise ConfigurationError(f"{where}{shown}: should be {error}", on_command_line=not lines) from None
     return tuple(parsed) if option.repeat else parsed[0]
 
@@ -800,7 +803,7 @@ def pem_text(configuration, name):
     return text
 
 
-def _shown(value):
+def escaped(value):
     """A value as a message shows it: on one line, escaped and cut."""
     value = value.encode("unicode_escape").decode("ascii")
     return value if len(value) <= 64 else value[:61] + "..."
@@ -808,7 +811,7 @@ def _shown(value):
 
 def _shown_line(text):
     """Like `_shown`, but nothing of what may be a key that was pasted without its <key> line."""
-    return "(hidden)" if re.search(r"[A-Za-z0-9+/]{40}", text) else _shown(text)
+    return "(hidden)" if re.search(r"[A-Za-z0-9+/]{40}", text) else escaped(text)
 
 
 def _similar(key):

@@ -12,6 +12,7 @@ Each step puts its undo on one stack, so a failure or a stop in the middle of a 
 """
 
 import contextlib
+import dataclasses
 import datetime
 import logging
 import os
@@ -23,7 +24,7 @@ import gevent
 from gevent.event import Event
 
 from bulkvpnd import __version__, config, hardening, pki, service
-from bulkvpnd.control import ciphers
+from bulkvpnd.control import ciphers, clients, gateway
 from bulkvpnd.control.client import Client
 from bulkvpnd.control.multipath import Multipath, literal_addresses
 from bulkvpnd.control.revocation import Revocations
@@ -47,6 +48,8 @@ _ROLES = {"server": Server, "client": Client}
 def run(configuration, check_only=False):
     """Runs the daemon until it is stopped. Returns the exit status."""
     try:
+        configuration = dataclasses.replace(configuration, clients=clients.load(configuration))
+        gateway.check(configuration)
         revocations, expiry = _check_identity(configuration)
     except config.ConfigurationError as error:
         print(f"bulkvpnd: {error}", file=sys.stderr)

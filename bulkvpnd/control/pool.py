@@ -1,7 +1,8 @@
 """The addresses of a server: one lease for each identity, kept across restarts.
 
 An identity has the same addresses as long as nobody else needs them: when all are leased, the one whose lease has been
-unused for the longest goes to the newcomer, and never one whose session is alive.
+unused for the longest goes to the newcomer, and never one whose session is alive. What the administrator gave to one
+identity for good is never leased to another.
 """
 
 import ipaddress
@@ -18,14 +19,17 @@ LEASES_MAX = 65536
 
 
 class Pool:
-    """networks: (IPv4Network or None, IPv6Network or None). path: of the lease file.
+    """networks: (IPv4Network or None, IPv6Network or None). path: of the lease file. fixed: {identity: {4 or 6:
+    address}} of those who keep theirs for good.
 
     The server's own addresses are the first of each network.
     """
 
-    def __init__(self, networks, path):
+    def __init__(self, networks, path, fixed=None):
         self._networks = [network for network in networks if network is not None]
         self._path = path
+        self._fixed = fixed or {}
+        self._reserved = self._reserve()
         self._leases = {}  # identity: (number of the host within each network), oldest use first
         self._in_use = {}  # identity: sessions that live
         self._load()
@@ -35,6 +39,20 @@ class Pool:
         """Numbers 2 … size: network and server addresses come first, the broadcast address of IPv4 last."""
         hosts = [network.num_addresses - (1 if network.version == 4 else 0) for network in self._networks]
         return min(*hosts, LEASES_MAX + 2) if len(hosts) > 1 else min(hosts[0], LEASES_MAX + 2)
+
+    def _reserve(self):
+        """The numbers that lead to somebody's fixed address, in whichever network."""
+        first = {network.version: int(network.network_address) for network in self._networks}
+        numbers = [
+            int(address) - first[version]
+            for addresses in self._fixed.values()
+            for version, address in addresses.items()
+            if version in first
+        ]
+        return {number for number in numbers if 2 <= number < self._size}
+
+    def _needs_lease(self, identity):
+        return any(network.version not in self._fixed.get(identity, {}) for network in self._networks)
 
     @property
     def server_interfaces(self):
@@ -47,14 +65,22 @@ class Pool:
 
     def lease(self, identity):
         """The identity's addresses, {4: IPv4Interface, 6: IPv6Interface}. Raises Refused("pool") if all are used."""
-        number = self._leases.pop(identity, None)
-        if number is None:
-            number = self._free_number()
-        self._leases[identity] = number
-        return {network.version: self._interface(network, number) for network in self._networks}
+        fixed = self._fixed.get(identity, {})
+        number = None
+        if self._needs_lease(identity):
+            number = self._leases.pop(identity, None)
+            if number is None:
+                number = self._free_number()
+            self._leases[identity] = number
+        return {
+            network.version: ipaddress.ip_interface((fixed[network.version], network.prefixlen))
+            if network.version in fixed
+            else self._interface(network, number)
+            for network in self._networks
+        }
 
     def _free_number(self):
-        taken = set(self._leases.values())
+        taken = self._reserved.union(self._leases.values())
         if len(taken) < self._size - 2:
             return next(number for number in range(2, self._size) if number not in taken)
         for identity in self._leases:
@@ -93,9 +119,9 @@ class Pool:
             log.warning("%s: leases cannot be read (%s); clients may get other addresses than before",
                         self._path, error.__class__.__name__)
             return
-        seen = set()
+        seen = set(self._reserved)
         for identity, number in valid.items():
-            if number not in seen:
+            if number not in seen and self._needs_lease(identity):
                 seen.add(number)
                 self._leases[identity] = number
 

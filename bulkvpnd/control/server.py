@@ -13,7 +13,7 @@ import time
 
 import gevent
 
-from bulkvpnd.control import tls, transport
+from bulkvpnd.control import gateway, tls, transport
 from bulkvpnd.control.admission import Admission, Pace
 from bulkvpnd.control.listener import Listener
 from bulkvpnd.control.pool import Pool
@@ -50,7 +50,9 @@ class Server:
         self.changes = None
         self.on_change = lambda: None
         self._pool = Pool((configuration.pool_ipv4, configuration.pool_ipv6),
-                          configuration.state_directory / "leases.json")
+                          configuration.state_directory / "leases.json",
+                          {client.name: client.addresses for client in configuration.clients})
+        self._networks = {client.name: client.networks for client in configuration.clients}
         self._admission = Admission(*configuration.max_handshakes, configuration.max_handshakes_per_source,
                                     configuration.penalty_max)
         self._pace = Pace()
@@ -64,10 +66,15 @@ class Server:
         if self._configuration.client_to_client:
             return None
         own = self._pool.server_interfaces
-        return {"networks": [str(one.network) for one in own], "exempt": [str(one.ip) for one in own]}
+        behind = [network for networks in self._networks.values() for network in networks]
+        return {"networks": [str(network) for network in (*(one.network for one in own), *behind)],
+                "exempt": [str(one.ip) for one in own]}
 
     def prepare(self):
-        """What has to be on the machine before anything else runs: nothing."""
+        """What has to be on the machine before anything else runs. Raises LinkError or FirewallError."""
+        interfaces = self._pool.server_interfaces
+        link.check_free(self._tun.name, interfaces)
+        gateway.apply(self._configuration, self.changes, self._tun.name, interfaces)
 
     def start(self):
         """Raises OSError or LinkError."""
@@ -162,9 +169,17 @@ class Server:
             keepalive_timeout=configuration.keepalive_timeout,
             rekey_bytes=session.terms["rekey_bytes"],
             rekey_interval=session.terms["rekey_interval"],
-            routes=configuration.routes,
+            routes=self._routes_for(session.identity),
             dns=configuration.dns,
             dns_search=configuration.dns_search,
+        )
+
+    def _routes_for(self, identity):
+        """The pushed routes, without those to the client's own networks: it must not send these into the tunnel."""
+        own = self._networks.get(identity, ())
+        return tuple(
+            route for route in self._configuration.routes
+            if not any(route.version == network.version and route.subnet_of(network) for network in own)
         )
 
     def _attach(self, sock, session, hello, peer, secrets, head, certificate):
@@ -174,7 +189,7 @@ class Server:
             "type": "attach",
             "connection": connection.number,
             "index": connection.index,
-            **_described(session),
+            **self._described(session),
             "cipher": session.terms["cipher"],
             "secret_in": secrets[keys.CLIENT_TO_SERVER].hex(),
             "secret_out": secrets[keys.SERVER_TO_CLIENT].hex(),
@@ -270,7 +285,15 @@ class Server:
     # What workers are told
 
     def _session_message(self, session):
-        return {"type": "session", **_described(session), "workers": session.workers}
+        return {"type": "session", **self._described(session), "workers": session.workers}
+
+    def _described(self, session):
+        return {
+            "session": session.number,
+            "addresses": [interface.ip.packed.hex() for interface in session.interfaces.values()],
+            "any_address": False,
+            "networks": [str(network) for network in self._networks.get(session.identity, ())],
+        }
 
     def _announce(self, session):
         # What a connection reports after its session ended must not bring that back: its addresses may be another's.
@@ -341,6 +364,7 @@ class Server:
                     "identity": session.identity,
                     "session": session.number,
                     "addresses": [str(interface.ip) for interface in session.interfaces.values()],
+                    "networks": [str(network) for network in self._networks.get(session.identity, ())],
                     "cipher": session.terms["cipher"],
                     "offload": list(session.terms["peer_offloads"]),
                     "age": round(time.monotonic() - session.since, 3),
@@ -363,15 +387,6 @@ class Server:
 def _is_routed(session):
     """Whether workers may send packets to its connections."""
     return session.is_live and not session.is_ended
-
-
-def _described(session):
-    return {
-        "session": session.number,
-        "addresses": [interface.ip.packed.hex() for interface in session.interfaces.values()],
-        "any_address": False,
-        "networks": [],
-    }
 
 
 def _fields(connection):

@@ -4,6 +4,7 @@ All of it goes with the device, so there is nothing to undo.
 """
 
 import errno
+import ipaddress
 import socket
 
 from pyroute2 import IPRoute
@@ -34,6 +35,23 @@ def bring_up(name, mtu, txqueuelen):
         _do(f"{name}: up", route.link, "set", index=index, state="up")
 
 
+def check_free(name, interfaces):
+    """Raises LinkError if an address or a network of `interfaces` is another device's already."""
+    with IPRoute() as route:
+        index = _index(route, name)
+        for message in route.get_addr():
+            if message["index"] == index:
+                continue
+            address = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
+            present = ipaddress.ip_interface(f"{address}/{message['prefixlen']}")
+            for interface in interfaces:
+                if present.version == interface.version and (
+                    present.ip == interface.ip or present.network == interface.network
+                ):
+                    raise LinkError(f"{name}: address {interface}: {device_name(message['index'])} has {present} "
+                                    f"already; choose another pool-ipv{interface.version}, or remove that")
+
+
 def set_addresses(name, interfaces):
     """Makes `interfaces` (ipaddress interfaces, None is skipped) the only addresses of the device. Raises LinkError."""
     wanted = {str(interface): interface for interface in interfaces if interface is not None}
@@ -53,6 +71,14 @@ def set_addresses(name, interfaces):
 def set_mtu(name, mtu):
     with IPRoute() as route:
         _do(f"{name}: mtu {mtu}", route.link, "set", index=_index(route, name), mtu=mtu)
+
+
+def device_name(index):
+    """The name of the device with this interface index, for a message."""
+    try:
+        return socket.if_indextoname(index)
+    except OSError:
+        return "a device that just went"
 
 
 def _index(route, name):

@@ -216,6 +216,52 @@ def test_no_reader_ever_sees_half_a_file(path):
         assert json.loads(reader.read()) == {"leases": {"alice": 2}}
 
 
+# addresses that are somebody's for good
+
+
+def fixed(**addresses):
+    """{identity: {4 | 6: address}}, from one text or several."""
+    return {
+        identity: {ipaddress.ip_address(one).version: ipaddress.ip_address(one) for one in texts.split()}
+        for identity, texts in addresses.items()
+    }
+
+
+def test_a_fixed_address_is_its_owners_and_nobody_elses(path):
+    pool = Pool(SMALL, path, fixed(warehouse="10.86.0.2", office="10.86.0.5"))
+    assert [used(pool, f"client{at}") for at in range(3)] == ["10.86.0.3", "10.86.0.4", "10.86.0.6"]
+    with pytest.raises(Refused):
+        pool.lease("client3")
+    assert used(pool, "warehouse") == "10.86.0.2" and used(pool, "office") == "10.86.0.5"
+    assert str(pool.lease("office")[4]) == "10.86.0.5/29"
+    # Nobody gets it when its owner is away either.
+    pool.release("office")
+    with pytest.raises(Refused):
+        pool.lease("client3")
+    assert set(json.loads(path.read_text())["leases"]) == {"client0", "client1", "client2"}
+
+
+def test_one_address_fixed_and_the_other_leased(path):
+    networks = (BOTH[0], ipaddress.ip_network("fd86::/64"))
+    pool = Pool(networks, path, fixed(warehouse="10.86.0.3", office="fd86::2", far="fd86::1:0:0:9"))
+    lease = {name: [str(one.ip) for one in pool.lease(name).values()] for name in ("a", "warehouse", "office", "far")}
+    # The number of a fixed address leads to nobody else's in the other network.
+    assert lease == {
+        "a": ["10.86.0.4", "fd86::4"], "warehouse": ["10.86.0.3", "fd86::5"], "office": ["10.86.0.6", "fd86::2"],
+        "far": ["10.86.0.7", "fd86::1:0:0:9"],
+    }  # fmt: skip
+
+
+def test_an_address_that_becomes_somebodys_is_taken_from_the_lease(path):
+    pool = Pool(SMALL, path)
+    assert [used(pool, name) for name in ("a", "b", "c")] == ["10.86.0.2", "10.86.0.3", "10.86.0.4"]
+    pool = Pool(SMALL, path, fixed(c="10.86.0.2"))
+    assert [used(pool, name) for name in ("c", "b", "a")] == ["10.86.0.2", "10.86.0.3", "10.86.0.4"]
+    # And when it is nobody's again it is leased like any other.
+    pool = Pool(SMALL, path)
+    assert [used(pool, name) for name in ("a", "b", "c")] == ["10.86.0.4", "10.86.0.3", "10.86.0.2"]
+
+
 # any order of steps
 
 
@@ -223,6 +269,7 @@ class AnyOrder(RuleBasedStateMachine):
     """Sessions of nine identities on a pool of five, and restarts in between."""
 
     identities = st.sampled_from("abcdefghi")
+    fixed = {}
 
     def __init__(self):
         super().__init__()
@@ -235,17 +282,18 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule()
     def restart(self):
-        self.pool = Pool(SMALL, self.path)
+        self.pool = Pool(SMALL, self.path, self.fixed)
         self.held = {}  # identity: [address, sessions]
 
     @rule(identity=identities)
     def begin(self, identity):
-        full = len(self.held) == 5 and identity not in self.held
-        if full:
+        others = [one for one in self.held if one not in self.fixed]
+        if len(others) == 5 - len(self.fixed) and identity not in others and identity not in self.fixed:
             with pytest.raises(Refused):
                 self.pool.lease(identity)
             return
         leased = used(self.pool, identity)
+        assert (leased == str(self.fixed.get(identity, {}).get(4))) == (identity in self.fixed)
         mine = self.held.setdefault(identity, [leased, 0])
         assert mine[0] == leased, "the address changed under a live session"
         mine[1] += 1
@@ -268,3 +316,13 @@ class AnyOrder(RuleBasedStateMachine):
 
 AnyOrder.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
 TestAnyOrder = AnyOrder.TestCase
+
+
+class AnyOrderWithFixed(AnyOrder):
+    """Two of them keep theirs for good."""
+
+    fixed = {"a": {4: ipaddress.ip_address("10.86.0.2")}, "e": {4: ipaddress.ip_address("10.86.0.4")}}
+
+
+AnyOrderWithFixed.TestCase.settings = AnyOrder.TestCase.settings
+TestAnyOrderWithFixed = AnyOrderWithFixed.TestCase

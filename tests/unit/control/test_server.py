@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import gc
+import ipaddress
 import json
 import logging
 import os
@@ -20,6 +21,7 @@ from gevent import socket
 from bulkvpnd import service
 from bulkvpnd.control import server as server_module
 from bulkvpnd.control.admission import Pace
+from bulkvpnd.control.clients import Client
 from bulkvpnd.control.server import Server
 from bulkvpnd.control.session import PENDING_MAX
 from bulkvpnd.control.tls import make_context
@@ -42,11 +44,12 @@ def start(site, tmp_path, monkeypatch):
     """Starts a server with options. It gets the attributes port, link, workers."""
     running = []
 
-    def start_server(ciphers=("aes-256-gcm",), workers=2, **options):
+    def start_server(ciphers=("aes-256-gcm",), workers=2, clients=(), **options):
         link = Link()
         monkeypatch.setattr(server_module, "link", link)
         port = free_port()
         settings = configuration(tmp_path, "server", site.server, listen=f"127.0.0.1:{port}", **options)
+        settings = dataclasses.replace(settings, clients=clients)
         ready = []
         server = Server(settings, make_context(settings), Tun(), ciphers, lambda: ready.append(1), None)
         server.workers = Workers(workers)
@@ -169,6 +172,40 @@ def test_what_is_pushed_besides_the_addresses(site, start):
     assert [str(network) for network in welcome.routes] == ["192.168.7.0/24", "fd00:7::/64"]
     assert [str(address) for address in welcome.dns] == ["10.86.0.1"]
     assert welcome.dns_search == ("example.org", "test")
+
+
+FIXED = (
+    Client("alice", {4: ipaddress.ip_address("10.86.0.77")}, (ipaddress.ip_network("192.168.7.0/24"),)),
+    Client("bob", {}, (ipaddress.ip_network("fd07::/64"), ipaddress.ip_network("192.168.8.0/24"))),
+)
+
+
+def test_a_client_with_an_address_and_a_network_of_its_own(site, start):
+    server = start(clients=FIXED, routes=["192.168.0.0/16", "192.168.7.0/24", "192.168.7.128/25", "fd07::/64"])
+    alice, bob, carol = (live(site, server, name) for name in ("alice", "bob", "carol"))
+    assert [str(one.welcome.ipv4) for one in (alice, bob, carol)] == ["10.86.0.77/24", "10.86.0.2/24", "10.86.0.3/24"]
+    # Workers learn of the networks with every connection and every session.
+    networks = [["192.168.7.0/24"], ["fd07::/64", "192.168.8.0/24"], []]
+    for kind in ("attach", "session"):
+        told = {message["session"]: message["networks"] for message in server.workers.told(kind)}
+        assert list(told.values()) == networks
+    assert [one["networks"] for one in server.status({})["sessions"]] == networks
+    # A client is not told to look in the tunnel for what is behind itself.
+    pushed = [[str(route) for route in one.welcome.routes] for one in (alice, bob, carol)]
+    assert pushed == [
+        ["192.168.0.0/16", "fd07::/64"],
+        ["192.168.0.0/16", "192.168.7.0/24", "192.168.7.128/25"],
+        ["192.168.0.0/16", "192.168.7.0/24", "192.168.7.128/25", "fd07::/64"],
+    ]
+
+
+def test_where_no_client_may_send(start):
+    server = start(pool_ipv6="fd86::/64", clients=FIXED)
+    assert server.isolation == {
+        "networks": ["10.86.0.0/24", "fd86::/64", "192.168.7.0/24", "fd07::/64", "192.168.8.0/24"],
+        "exempt": ["10.86.0.1", "fd86::1"],
+    }
+    assert start(client_to_client="yes", clients=FIXED).isolation is None
 
 
 def test_nothing_is_pushed_unasked(site, server):

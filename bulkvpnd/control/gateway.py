@@ -1,0 +1,71 @@
+"""The server as a gateway: what its options ask of the machine, and what the log says of it.
+
+    own addresses kept from other networks   always
+    no way back into the tunnel              unless client-to-client = yes
+    masquerade                               nat = yes
+    routes into the tunnel                   networks behind clients
+    forwarding                               any of nat, client-to-client, routes, networks
+
+Without nftables everything works but what needs it: NAT is refused before anything is touched, and clients are kept
+apart by the workers alone.
+"""
+
+import logging
+
+from bulkvpnd.config import ConfigurationError
+from bulkvpnd.host import firewall, gateway
+
+log = logging.getLogger(__name__)
+
+PART = "gateway"
+"""Of the instance's table."""
+
+
+def check(configuration):
+    """Raises ConfigurationError if the configuration asks for what this machine cannot do. Touches nothing."""
+    if configuration.nat:
+        try:
+            firewall.check()
+        except firewall.Unavailable as error:
+            raise ConfigurationError(f"{configuration.path}: nat = yes: {error}") from None
+
+
+def apply(configuration, changes, device, interfaces):
+    """Changes the machine, to be undone by `changes` (host.changes.Changes).
+
+    device: name of the TUN device. interfaces: the server's own addresses in it. Raises FirewallError, LinkError.
+    """
+    _write_rules(configuration, changes.firewall, device, interfaces)
+    # What several instances carry together has a route of its own kind, see control.multipath.
+    shared = {wish.prefix for wish in configuration.multipath}
+    networks = [network for client in configuration.clients for network in client.networks]
+    changes.make(gateway.Routes(device), [network for network in networks if network not in shared])
+    if configuration.nat or configuration.client_to_client or configuration.routes or networks:
+        versions = sorted({one.version for one in (*interfaces, *networks)})
+        for outcome in gateway.forward(changes.ledger, versions):
+            if outcome.why_not:
+                log.warning("packets are not forwarded: %s", outcome)
+        _warn_of_others()
+
+
+def _write_rules(configuration, table, device, interfaces):
+    rules = gateway.rules(device, interfaces, configuration.nat, configuration.client_to_client)
+    try:
+        table.apply(PART, rules)
+    except firewall.FirewallError as error:
+        if configuration.nat:
+            raise
+        log.warning("no rules of nftables, so nothing but this daemon keeps clients apart: %s", error)
+        return
+    log.info("nftables table inet %s%s", table.table, ", with NAT" if configuration.nat else "")
+
+
+def _warn_of_others():
+    try:
+        found = firewall.forward_drops()
+    except firewall.FirewallError as error:
+        log.debug("%s", error)
+        return
+    for chain in found:
+        log.warning("the firewall of this machine drops what is forwarded unless a rule lets it pass: table %s; "
+                    "traffic of the tunnel needs such a rule", chain)

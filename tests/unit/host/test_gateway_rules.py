@@ -1,0 +1,61 @@
+"""The rules of a gateway, and the order of its sysctls; what the kernel makes of them is in tests/netns."""
+
+import ipaddress
+
+import pytest
+from nftdouble import Nft
+
+from bulkvpnd.host import gateway
+from bulkvpnd.host.firewall import Firewall
+
+INTERFACES = [ipaddress.ip_interface("10.86.0.1/24"), ipaddress.ip_interface("fd86::1/64")]
+
+
+@pytest.mark.parametrize(
+    ("nat", "client_to_client", "expected"),
+    [
+        (False, False, ["own_addresses", "hairpin"]),
+        (True, False, ["own_addresses", "hairpin", "nat"]),
+        (False, True, ["own_addresses"]),
+        (True, True, ["own_addresses", "nat"]),
+    ],
+)
+def test_chains(nat, client_to_client, expected):
+    nft = Nft()
+    Firewall("server", nft).apply("gateway", gateway.rules("bulk0", INTERFACES, nat, client_to_client))
+    assert nft.chains("bulkvpnd_server") == expected
+
+
+def test_one_rule_for_each_version_that_there_is():
+    for count in (1, 2):
+        rules = gateway.rules("bulk0", INTERFACES[:count], True, True)
+        assert [one["rule"]["chain"] for one in rules if "rule" in one] == ["own_addresses"] * count + ["nat"] * count
+
+
+class Ledger:
+    """In place of host.sysctl.Ledger: what was wanted, in order."""
+
+    def __init__(self, values):
+        self.values = values
+        self.wanted = []
+
+    def read(self, key):
+        if key not in self.values:
+            raise FileNotFoundError(key)
+        return self.values[key]
+
+    def want(self, key, value):
+        self.wanted.append((key, value))
+        return key
+
+
+@pytest.mark.parametrize("versions", [[4], [6], [4, 6]])
+def test_forwarding_of_the_versions_in_use(versions, monkeypatch):
+    monkeypatch.setattr(gateway, "advertised_defaults", lambda: ["eth0", "eth1", "gone"])
+    ledger = Ledger({"net/ipv6/conf/eth0/accept_ra": "1", "net/ipv6/conf/eth1/accept_ra": "0"})
+    outcomes = gateway.forward(ledger, versions)
+    # Before forwarding, at which the kernel forgets the default route that it heard of.
+    first = [("net/ipv6/conf/eth0/accept_ra", "2")] if 6 in versions else []
+    keys = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
+    assert ledger.wanted == first + [(keys[version], "1") for version in versions]
+    assert outcomes == [key for key, _ in ledger.wanted]
