@@ -107,7 +107,10 @@ class ClientNetwork:
 
     def _lead(self):
         """The routes of single networks."""
-        pushed, own = self._welcome.routes, self._configuration.routes
+        # What several instances carry together has a route of its own kind, see control.multipath.
+        shared = {wish.prefix for wish in self._configuration.multipath}
+        pushed, own = ([network for network in networks if network not in shared]
+                       for networks in (self._welcome.routes, self._configuration.routes))
         if not pushed and not own and not self._led:
             return
         allowed = [network for one in self._configuration.accept_routes for network in one]

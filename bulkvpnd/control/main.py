@@ -26,7 +26,7 @@ from gevent.event import Event
 from bulkvpnd import __version__, config, hardening, pki, service
 from bulkvpnd.control import ciphers, clients, gateway
 from bulkvpnd.control.client import Client
-from bulkvpnd.control.multipath import Multipath, literal_addresses
+from bulkvpnd.control.multipath import Multipath, check_configuration, literal_addresses
 from bulkvpnd.control.revocation import Revocations
 from bulkvpnd.control.server import Server
 from bulkvpnd.control.status import Claim, StatusSocket
@@ -50,6 +50,7 @@ def run(configuration, check_only=False):
     try:
         configuration = dataclasses.replace(configuration, clients=clients.load(configuration))
         gateway.check(configuration)
+        check_configuration(configuration)
         revocations, expiry = _check_identity(configuration)
     except config.ConfigurationError as error:
         print(f"bulkvpnd: {error}", file=sys.stderr)

@@ -11,6 +11,8 @@ import logging
 import gevent
 from gevent.event import Event
 
+from bulkvpnd.config import ConfigurationError
+from bulkvpnd.control import clients
 from bulkvpnd.host.multipath import Membership, MultipathError
 
 log = logging.getLogger(__name__)
@@ -22,6 +24,19 @@ DRAIN_TIME = 0.05
 the default of `queue-target` (choice)."""
 HASH_POLICY = {4: "net.ipv4.fib_multipath_hash_policy", 6: "net.ipv6.fib_multipath_hash_policy"}
 """1: by ports too, so that flows between the same two hosts are spread (Documentation/networking/ip-sysctl.rst)."""
+
+
+def check_configuration(configuration):
+    """Raises ConfigurationError if a server is to carry a network that it could deliver to no client."""
+    if configuration.mode != "server":
+        return
+    behind = {network for client in configuration.clients for network in client.networks}
+    for wish in configuration.multipath:
+        if wish.prefix not in behind:
+            raise ConfigurationError(
+                f"{configuration.path}: multipath = {wish.prefix}: is behind no client; write networks = {wish.prefix} "
+                f"below a [client NAME] in {clients.directory_of(configuration)}/NAME.conf"
+            )
 
 
 class Multipath:

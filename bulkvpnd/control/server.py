@@ -327,7 +327,10 @@ class Server:
 
     def carries(self, prefix):
         """Whether packets to `prefix`, an ipaddress network, get through now: a client is connected that has it."""
-        return any(_is_routed(session) and session.live_connections for session in self._sessions or ())
+        return any(
+            _is_routed(session) and session.live_connections and prefix in self._networks.get(session.identity, ())
+            for session in self._sessions or ()
+        )
 
     def outer_addresses(self):
         """The far ends of the connections, text."""

@@ -131,6 +131,13 @@ def test_pushed_routes_pass_the_policy(make, caplog):
         assert f"no route to {line}" in caplog.text
 
 
+def test_what_several_instances_carry_together_gets_no_route_of_one(make):
+    client = make(multipath=["10.1.0.0/16 weight 2"], routes=(network("10.1.0.0/16"), network("10.3.0.0/16")))
+    client.know(["203.0.113.1"])
+    client.take(welcome(["10.1.0.0/16", "10.2.0.0/16"]))
+    assert client.told[0] == ("routes", ["10.3.0.0/16", "10.2.0.0/16"])
+
+
 def test_own_routes_are_led_around_the_server(make):
     client = make(routes=(network("198.51.100.0/30"),), connected=["198.51.100.0/24"])
     client.know(["::ffff:198.51.100.2"])

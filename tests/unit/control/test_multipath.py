@@ -2,14 +2,17 @@
 
 import ipaddress
 import logging
+import pathlib
 import types
 
 import gevent
 import pytest
 from doubles import until
 
+from bulkvpnd.config import ConfigurationError
 from bulkvpnd.config import Multipath as Wish
-from bulkvpnd.control.multipath import HASH_POLICY, Multipath, literal_addresses
+from bulkvpnd.control.clients import Client
+from bulkvpnd.control.multipath import HASH_POLICY, Multipath, check_configuration, literal_addresses
 from bulkvpnd.control.transport import address_of, shown
 from bulkvpnd.host.multipath import MultipathError
 from bulkvpnd.host.sysctl import Outcome
@@ -178,6 +181,25 @@ def test_status(make, kernel):
         assert multipath.status() == [
             {**shown, "up": True, "why_not": None, "members": {"bulk7": 1, "bulk0": 2}}
         ]
+
+
+def test_a_server_needs_a_client_with_the_network():
+    def server(*networks, mode="server"):
+        return types.SimpleNamespace(
+            mode=mode, path=pathlib.Path("/etc/bulkvpn/server1.conf"), name="server1",
+            multipath=(Wish(SITE4, 1, None),), clients=(Client("far", {}, networks),),
+        )  # fmt: skip
+
+    check_configuration(server(SITE6, SITE4))
+    check_configuration(server(mode="client"))
+    # A larger one would have a route of its own, of every instance, and all but the first would fail.
+    for networks in ((), (SITE6,), (SITE4.supernet(),)):
+        with pytest.raises(ConfigurationError) as caught:
+            check_configuration(server(*networks))
+        assert str(caught.value) == (
+            "/etc/bulkvpn/server1.conf: multipath = 10.2.0.0/16: is behind no client; write networks = 10.2.0.0/16 "
+            "below a [client NAME] in /etc/bulkvpn/server1.clients.d/NAME.conf"
+        )
 
 
 @pytest.mark.parametrize("address", ["192.0.2.1", "2001:db8::1", "fe80::1"])

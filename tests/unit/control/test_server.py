@@ -750,15 +750,20 @@ def test_a_worker_speaks_for_its_own_connections_only(site, server, caplog):
     assert r"said\n\x1b[2Jxx" in caplog.text and "\x1b" not in caplog.text and "x" * 250 not in caplog.text
 
 
-def test_what_the_routes_of_the_host_need_to_know(site, server):
+def test_what_the_routes_of_the_host_need_to_know(site, start):
+    """A network is carried while the client that has it is connected, whoever else is."""
+    server = start(clients=FIXED)
+    network = FIXED[0].networks[0]
     seen = []
-    server.on_change = lambda: seen.append(server.carries(None))
-    assert not server.carries(None) and not server.outer_addresses()
-    admitted = live(site, server)
-    assert server.carries(None) and server.outer_addresses() == {"127.0.0.1"}
+    server.on_change = lambda: seen.append(server.carries(network))
+    live(site, server, "bob")
+    assert not server.carries(network) and server.carries(FIXED[1].networks[0])
+    assert server.outer_addresses() == {"127.0.0.1"}
+    admitted = live(site, server, "alice")
+    assert server.carries(network) and not server.carries(ipaddress.ip_network("192.168.9.0/24"))
     closes(server, admitted.number)
-    assert not server.carries(None) and not server.outer_addresses()
-    assert seen[-1] is False and True in seen
+    assert not server.carries(network) and server.carries(FIXED[1].networks[0])
+    assert seen[0] is False and True in seen and seen[-1] is False
 
 
 def test_status_shows_what_lives_and_no_secret(site, server):
