@@ -22,7 +22,8 @@ def parser():
     made = argparse.ArgumentParser(
         prog="benchmarks/run", allow_abbrev=False,
         description="Measures bulkvpnd beside its peers in network namespaces of this machine, as root.",
-        epilog=f"Systems: {', '.join(systems.DEFAULT)}; bulkvpnd[-OPTION-VALUE...][@DIR] for other options or another "
+        epilog=f"Systems: {', '.join(systems.DEFAULT)}; "
+               "bulkvpnd[-instances-N][-OPTION-VALUE...][@DIR] for several instances, other options or another "
                f"checkout, wireguard-go@PATH for another program. Tests: {', '.join(tests.ROWS)}.",
     )  # fmt: skip
     made.add_argument("--systems", metavar="NAME,...", default=",".join(systems.DEFAULT), help="default: all")

@@ -5,6 +5,7 @@ trial's hosts, in the foreground. Its devices and processes go with the hosts. N
 
     direct                                  no tunnel
     bulkvpnd[-OPTION-VALUE…][@DIR]          options of bulkvpn.conf(5) for both ends; DIR: another checkout
+    bulkvpnd-instances-N[-OPTION-VALUE…]    N instances at both ends carry one network together
     wireguard-go[@PATH]                     PATH: another wireguard-go than the installed one
     openvpn-{tcp,udp}-{aes,chacha}, nebula, ocserv, tinc
 """
@@ -125,8 +126,9 @@ class Bulkvpnd(System):
             len(session["connections"]) >= wanted for session in self._daemons[0].status()["sessions"]
         ), 5)
 
-    def _configure(self, trial, name, mode, settings):
-        lines = {"mode": mode, **settings, "ca": "ca.crt", "certificate": f"{name}.crt", "key": f"{name}.key"}
+    def _configure(self, trial, name, mode, settings, identity=None):
+        end = identity or name
+        lines = {"mode": mode, **settings, "ca": "ca.crt", "certificate": f"{end}.crt", "key": f"{end}.key"}
         file = trial.directory / f"{name}.conf"
         file.write_text("".join(f"{key} = {value}\n" for key, value in lines.items()))
         file.chmod(0o600)
@@ -143,6 +145,48 @@ class Bulkvpnd(System):
     def _await_ready(self, trial):
         for daemon in self._daemons:
             trial.await_or_fail(daemon.ready, 60, f"READY=1 of {daemon.role}")
+
+
+class Instances(Bulkvpnd):
+    """`count` servers and clients that carry an address at each end together, see multipath in bulkvpn.conf(5)."""
+
+    several_clients = False
+    SERVER, CLIENT = "10.87.0.1", "10.88.0.1"
+
+    def __init__(self, name, count, options, settings):
+        super().__init__(name, options, settings)
+        self.count = count
+
+    def start(self, trial):
+        certificates(trial)
+        for host, address in ((trial.server, self.SERVER), (trial.client, self.CLIENT)):
+            host.ip("address", "add", address, "dev", "lo")
+        numbers = range(self.count)
+        self._daemons = []
+        for number in numbers:
+            port = config.DEFAULT_PORT + number
+            self._configure(trial, f"server-{number}", "server", {
+                "listen": f"[::]:{port}", "pool-ipv4": f"10.86.{number}.0/24", "device": f"bulk{number}",
+                "multipath": f"{self.CLIENT}/32 source {self.SERVER}",
+            }, "server")
+            clients = trial.directory / f"server-{number}.clients.d"
+            clients.mkdir()
+            (clients / "client0.conf").write_text(f"[client client0]\nnetworks = {self.CLIENT}/32\n")
+            self._daemons.append(self._daemon(trial, f"server-{number}", trial.server, "server"))
+        self._await_ready(trial)
+        for number in numbers:
+            self._configure(trial, f"client-{number}", "client", {
+                "remote": f"{trial.address}:{config.DEFAULT_PORT + number}", "device": f"bulk{number}",
+                "multipath": f"{self.SERVER}/32 source {self.CLIENT}",
+            }, "client0")
+            self._daemons.append(self._daemon(trial, f"client-{number}", trial.client, "client"))
+        self._await_ready(trial)
+        return self.SERVER
+
+    def settle(self, trial):
+        trial.wait(lambda: all(
+            len(wish["members"]) == self.count for daemon in self._daemons for wish in daemon.status()["multipath"]
+        ), 10)
 
 
 class OpenVPN(System):
@@ -351,8 +395,9 @@ SYSTEMS = {
     "tinc": Tinc,
 }
 DEFAULT = (
-    "direct", "bulkvpnd", "bulkvpnd-connections-1", "bulkvpnd-workers-1", "bulkvpnd-offload-no", "openvpn-tcp-aes",
-    "openvpn-tcp-chacha", "openvpn-udp-aes", "openvpn-udp-chacha", "wireguard-go", "nebula", "ocserv", "tinc",
+    "direct", "bulkvpnd", "bulkvpnd-connections-1", "bulkvpnd-workers-1", "bulkvpnd-offload-no",
+    "bulkvpnd-instances-1", "bulkvpnd-instances-2", "bulkvpnd-instances-4", "openvpn-tcp-aes", "openvpn-tcp-chacha",
+    "openvpn-udp-aes", "openvpn-udp-chacha", "wireguard-go", "nebula", "ocserv", "tinc",
 )  # fmt: skip
 _OPTION = re.compile("-(" + "|".join(config.BY_NAME) + ")-([A-Za-z0-9]+(?:-[0-9]+-gcm|-poly1305)?)")
 
@@ -360,15 +405,18 @@ _OPTION = re.compile("-(" + "|".join(config.BY_NAME) + ")-([A-Za-z0-9]+(?:-[0-9]
 def system(name, settings):
     """The system called `name`. settings: Settings. Raises ValueError that says what there is."""
     base, _, other = name.partition("@")
-    options = dict(_OPTION.findall(base.removeprefix("bulkvpnd")))
-    if base == "bulkvpnd" + "".join(f"-{option}-{value}" for option, value in options.items()):
-        tree = pathlib.Path(other).absolute() if other else settings.tree
-        return Bulkvpnd(name, options, dataclasses.replace(settings, tree=tree))
+    tree = pathlib.Path(other).absolute() if other else settings.tree
+    match = re.fullmatch(r"bulkvpnd(?:-instances-([1-9][0-9]?))?(.*)", base)
+    options = dict(_OPTION.findall(match[2])) if match else {}
+    if match and match[2] == "".join(f"-{option}-{value}" for option, value in options.items()):
+        settings = dataclasses.replace(settings, tree=tree)
+        return Instances(name, int(match[1]), options, settings) if match[1] else Bulkvpnd(name, options, settings)
     if base == "wireguard-go" and other:
         return WireGuardGo(name, other)
     if name in SYSTEMS:
         return SYSTEMS[name](name)
-    raise ValueError(f"{name}: no such system; there are {', '.join(SYSTEMS)}, and bulkvpnd[-OPTION-VALUE…][@DIR]")
+    raise ValueError(f"{name}: no such system; there are {', '.join(SYSTEMS)}, and "
+                     "bulkvpnd[-instances-N][-OPTION-VALUE…][@DIR]")
 
 
 __all__ = ["DEFAULT", "ROOT", "SYSTEMS", "Settings", "System", "TrialError", "system"]

@@ -118,7 +118,8 @@ def test_tests_are_named_one_by_one_or_by_their_first_word():
 
 
 @pytest.mark.parametrize("name", ["", "openvpn", "bulkvpnd-", "bulkvpnd-colour-red", "bulkvpnd-workers", "direct@/x",
-                                  "bulkvpnd-workers-1-nonsense"])
+                                  "bulkvpnd-workers-1-nonsense", "bulkvpnd-instances-0", "bulkvpnd-instances",
+                                  "bulkvpnd-instances-100", "bulkvpnd-workers-1-instances-2"])
 def test_an_unknown_system_is_an_error(name):
     with pytest.raises(ValueError, match="no such system"):
         systems.system(name, SETTINGS)
@@ -134,6 +135,12 @@ def test_an_unknown_system_is_an_error(name):
 def test_bulkvpnd_takes_options_and_a_checkout_from_its_name(name, options, tree):
     system = systems.system(name, SETTINGS)
     assert (system.name, system.options, str(system.settings.tree)) == (name, options, tree)
+
+
+def test_several_instances_take_options_too():
+    system = systems.system("bulkvpnd-instances-4-connections-2@/x", SETTINGS)
+    assert (system.count, system.options, str(system.settings.tree)) == (4, {"connections": "2"}, "/x")
+    assert not system.several_clients and systems.system("bulkvpnd", SETTINGS).several_clients
 
 
 def test_every_default_system_exists():
