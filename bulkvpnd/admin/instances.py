@@ -1,14 +1,17 @@
 """``bulkvpnctl init-instances``: several configurations from one, for instances that carry the same networks together.
 
     server.conf  -->  server1.conf … serverN.conf      ports 7443 … 7442+N, each a part of the pool
+                      and server1.clients.d …          networks behind clients, as in server.clients.d
     client.conf  -->  client1.conf … clientN.conf      the same ports of the same server
 
 Everything else, certificate and key too, is as in the one they come from. No file is ever overwritten.
 """
 
 import contextlib
+import ipaddress
 import os
 import pathlib
+import re
 import sys
 
 from bulkvpnd import config
@@ -64,12 +67,17 @@ def _init(arguments):
             f"Made by bulkvpnctl init-instances from {source}: instance {number} of {count}.",
             {**items, **_moved(items, source.parent, base), **changes, **_multipath(items, arguments.multipath)},
         )
-    for file in made:
+    fixed = _clients(source, [f"{given.mode}{number}" for number in range(1, count + 1)], base, made)
+    for file in (*made, *dict.fromkeys(file.parent for file in fixed)):
         if os.path.lexists(file):
             raise CommandError(f"{file}: exists already, and nothing is overwritten; move it away first")
     with contextlib.ExitStack() as undo:
         for file, text in made.items():
             files.create(file, text, 0o600)
+            undo.callback(file.unlink, missing_ok=True)
+        for file, text in fixed.items():
+            files.make_directory(file.parent, 0o755, undo)
+            files.create(file, text, 0o644)
             undo.callback(file.unlink, missing_ok=True)
         for file in made:
             # What does not start is not left behind.
@@ -81,6 +89,31 @@ def _init(arguments):
     print(f"Start them, in place of bulkvpnd@{source.stem}, with:\n"
           f"    systemctl disable --now bulkvpnd@{source.stem}\n"
           f"    systemctl enable --now {' '.join(f'bulkvpnd@{mode}{number}' for number in range(1, count + 1))}")
+
+
+def _clients(source, names, base, made):
+    """The files of NAME.clients.d for each instance, {path: text}.
+
+    Each server has a part of the pool, so a fixed address is one server's; for the others its line is a comment.
+    """
+    found = sorted((source.parent / f"{source.stem}.clients.d").glob("*.conf"))
+    fixed = {}
+    for name in names:
+        text = made[base / f"{name}.conf"]
+        pools = [ipaddress.ip_network(pool) for pool in re.findall(r"^pool-ipv[46] = (.+)$", text, re.MULTILINE)]
+        for file in found:
+            lines = files.read(file).splitlines()
+            fixed[base / f"{name}.clients.d" / file.name] = "".join(_for_pools(line, pools) + "\n" for line in lines)
+    return fixed
+
+
+def _for_pools(line, pools):
+    key, _, value = (part.strip() for part in line.partition("="))
+    if key in ("ipv4", "ipv6"):
+        with contextlib.suppress(ValueError):
+            if not any(ipaddress.ip_address(value) in pool for pool in pools):
+                return f"# not of this instance's pool: {line.strip()}"
+    return line
 
 
 def _changes(given, items, source, count):

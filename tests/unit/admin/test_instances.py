@@ -80,6 +80,21 @@ def test_what_the_administrator_wrote_stays(site):
         assert len(one.routes) == 2
 
 
+def test_networks_behind_clients_are_every_instance_s_and_fixed_addresses_one_s(site):
+    directory = site / "server.clients.d"
+    directory.mkdir()
+    (directory / "far.conf").write_text("[client far]\nipv4 = 10.9.0.70\nnetworks = 10.2.0.0/16\n")
+    (directory / "notes.txt").write_text("not read")
+    assert make(site, 4) == 0
+    for number in range(1, 5):
+        made = site / f"server{number}.clients.d"
+        assert [file.name for file in made.iterdir()] == ["far.conf"]
+        text = (made / "far.conf").read_text()
+        assert "\nnetworks = 10.2.0.0/16\n" in text
+        assert ("\nipv4 = 10.9.0.70\n" in text) == (number == 2)
+        assert ("\n# not of this instance's pool: ipv4 = 10.9.0.70\n" in text) == (number != 2)
+
+
 def test_paths_still_lead_where_they_did(site, tmp_path):
     text = (site / "client.conf").read_text()
     for name in ("ca", "certificate", "key"):
@@ -111,6 +126,11 @@ def refused(site, capsys, *arguments, status=1):
 def test_nothing_is_overwritten(site, capsys):
     (site / "server3.conf").write_text("mine")
     assert f"{site / 'server3.conf'}: exists already" in refused(site, capsys, 4)
+    (site / "server3.conf").unlink()
+    for name in ("server.clients.d", "server2.clients.d"):
+        (site / name).mkdir()
+        (site / name / "far.conf").write_text("[client far]\n")
+    assert f"{site / 'server2.clients.d'}: exists already" in refused(site, capsys, 4)
 
 
 @pytest.mark.parametrize(
