@@ -11,6 +11,7 @@ import pytest
 
 from bulkvpnd import cli, config
 from bulkvpnd.admin import example
+from bulkvpnd.control import clients
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = sorted((ROOT / "man").iterdir())
@@ -69,8 +70,9 @@ def test_manual_page_examples_name_only_options():
     text = section(CONFIGURATION_PAGE, "EXAMPLES")
     for block in re.findall(r"^\.Bd -literal.*?\n(.*?)^\.Ed$", text, re.MULTILINE | re.DOTALL):
         if "[Service]" not in block and not block.startswith("ip "):
+            known = clients.KEYS if block.startswith("[client ") else config.BY_NAME
             for name in re.findall(r"^([a-z0-9-]+) = ", block, re.MULTILINE):
-                assert name in config.BY_NAME
+                assert name in known
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
