@@ -19,6 +19,7 @@ import socket
 import tempfile
 
 from bulkvpnd import config, pki, workerlink
+from bulkvpnd.control import clients as control_clients
 from bulkvpnd.control import pool, tls
 from bulkvpnd.dataplane import routing
 from bulkvpnd.dataplane.worker import DROPS
@@ -38,7 +39,7 @@ def scratch():
 def clean():
     shutil.rmtree(scratch())
     scratch.cache_clear()
-    _context.cache_clear()
+    _server.cache_clear()
 
 
 def header(data):
@@ -165,16 +166,22 @@ def _authority():
 
 
 @functools.cache
-def _context():
+def _server():
+    """The configuration of a server."""
     now, ca, ca_key = _authority()
     own, own_key = pki.issue(ca, ca_key, "server", "server", now, 1)
     blocks = {"ca": ca, "certificate": own, "key": own_key}
     file = scratch() / "server.conf"
-    file.write_text("mode = server\npool-ipv4 = 10.9.0.0/24\n" + "".join(
+    file.write_text("mode = server\npool-ipv4 = 10.9.0.0/24\npool-ipv6 = fd09::/64\n" + "".join(
         f"<{name}>\n{text}</{name}>\n" for name, text in blocks.items()
     ))
     file.chmod(0o600)
-    return tls.make_context(config.load(["--config", str(file)])[0])
+    return config.load(["--config", str(file)])[0]
+
+
+@functools.cache
+def _context():
+    return tls.make_context(_server())
 
 
 def certificate(data):
@@ -229,6 +236,25 @@ def configuration(data):
     assert loaded.mode in ("server", "client")
 
 
+def clients(data):
+    """A file with what is fixed for clients, as the administrator wrote it."""
+    server = _server()
+    directory = control_clients.directory_of(server)
+    directory.mkdir(exist_ok=True)
+    (directory / "fuzz.conf").write_bytes(data)
+    try:
+        found = control_clients.load(server)
+    except config.ConfigurationError as error:
+        assert str(error).isprintable() and str(error).startswith(str(directory))
+        return
+    assert all(config.NAME.fullmatch(one.name) for one in found)
+    fixed = [address for one in found for address in one.addresses.values()]
+    pools = (server.pool_ipv4, server.pool_ipv6)
+    assert len(set(fixed)) == len(fixed) and all(any(address in pool for pool in pools) for address in fixed)
+    networks = [network for one in found for network in one.networks]
+    assert not any(network.overlaps(pool) for network in networks for pool in pools if pool.version == network.version)
+
+
 def leases(data):
     """The file of leases."""
     file = scratch() / "leases.json"
@@ -263,7 +289,7 @@ TARGETS = {
     function.__name__: function
     for function in (
         header, close, payload, outbound, hello, welcome, prefix, stranger, certificate, revocations, configuration,
-        leases, worker,
+        clients, leases, worker,
     )
 }  # fmt: skip
 
