@@ -14,6 +14,8 @@ import logging
 
 from bulkvpnd.config import ConfigurationError
 from bulkvpnd.host import firewall, gateway
+from bulkvpnd.host.link import LinkError
+from bulkvpnd.host.routes import Routes
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +41,9 @@ def apply(configuration, changes, device, interfaces):
     # What several instances carry together has a route of its own kind, see control.multipath.
     shared = {wish.prefix for wish in configuration.multipath}
     networks = [network for client in configuration.clients for network in client.networks]
-    changes.make(gateway.Routes(device), [network for network in networks if network not in shared])
+    refused = changes.make(Routes(device), [network for network in networks if network not in shared])
+    for network, why_not in refused.items():
+        raise LinkError(f"{device}: route to {network}: {why_not}; remove it, or take the network from its client")
     if configuration.nat or configuration.client_to_client or configuration.routes or networks:
         versions = sorted({one.version for one in (*interfaces, *networks)})
         for outcome in gateway.forward(changes.ledger, versions):

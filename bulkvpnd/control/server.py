@@ -169,14 +169,18 @@ class Server:
             keepalive_timeout=configuration.keepalive_timeout,
             rekey_bytes=session.terms["rekey_bytes"],
             rekey_interval=session.terms["rekey_interval"],
-            routes=self._routes_for(session.identity),
+            routes=self._routes_for(session),
             dns=configuration.dns,
             dns_search=configuration.dns_search,
         )
 
-    def _routes_for(self, identity):
+    def _behind(self, session):
+        """The networks behind a client. Of several sessions of one identity, the first has them, as its addresses."""
+        return self._networks.get(session.lease, ())
+
+    def _routes_for(self, session):
         """The pushed routes, without those to the client's own networks: it must not send these into the tunnel."""
-        own = self._networks.get(identity, ())
+        own = self._networks.get(session.identity, ())
         return tuple(
             route for route in self._configuration.routes
             if not any(route.version == network.version and route.subnet_of(network) for network in own)
@@ -292,7 +296,7 @@ class Server:
             "session": session.number,
             "addresses": [interface.ip.packed.hex() for interface in session.interfaces.values()],
             "any_address": False,
-            "networks": [str(network) for network in self._networks.get(session.identity, ())],
+            "networks": [str(network) for network in self._behind(session)],
         }
 
     def _announce(self, session):
@@ -367,7 +371,7 @@ class Server:
                     "identity": session.identity,
                     "session": session.number,
                     "addresses": [str(interface.ip) for interface in session.interfaces.values()],
-                    "networks": [str(network) for network in self._networks.get(session.identity, ())],
+                    "networks": [str(network) for network in self._behind(session)],
                     "cipher": session.terms["cipher"],
                     "offload": list(session.terms["peer_offloads"]),
                     "age": round(time.monotonic() - session.since, 3),

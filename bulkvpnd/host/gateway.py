@@ -1,27 +1,19 @@
-"""What makes a server's machine a gateway: rules of nftables, forwarding, routes to the networks behind clients.
+"""What makes a server's machine a gateway: rules of nftables, and forwarding.
 
     clients ── bulk0 ─┬─ prerouting   what comes another way is not for the tunnel's own addresses
                       ├─ forward      nothing goes back into the tunnel, unless clients may reach each other
                       └─ postrouting  masquerade, if wanted ── eth0
 
-The rules are a part of the instance's table and go with it, sysctls are the ledger's, and routes are undone here.
+The rules are a part of the instance's table and go with it, sysctls are the ledger's.
 """
 
-import errno
 import socket
 
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
-
 from bulkvpnd.host.firewall import DROP, address, chain, meta, source_type
-from bulkvpnd.host.link import LinkError, device_name
-from bulkvpnd.host.nexthop import FAMILIES, Netlink
+from bulkvpnd.host.nexthop import Netlink
 
 RAW, FILTER, SRCNAT = -300, 0, 100
 """Priorities of nft(8), "Standard priority names"."""
-PROTOCOL = 86
-"""Who made a route (rtnetlink(7), rtm_protocol; /etc/iproute2/rt_protos): a number that nobody of that list has
-(choice). In ``ip route`` it is ``proto 86``."""
 RTPROT_RA = 9
 """linux/rtnetlink.h: the route comes from a router advertisement."""
 FORWARDING = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
@@ -80,44 +72,3 @@ def advertised_defaults():
             if route.prefix.prefixlen == 0:
                 names += [socket.if_indextoname(index) for index in route.hops]
     return names
-
-
-class Routes:
-    """Routes into the tunnel, as a change. device: name of the TUN device."""
-
-    def __init__(self, device):
-        self._device = device
-
-    def apply(self, networks):
-        """Leads `networks` of ipaddress to the device. Raises LinkError, also for one that has a route already."""
-        with IPRoute() as route:
-            index = socket.if_nametoindex(self._device)
-            for network in networks:
-                self._check_free(network)
-                try:
-                    route.route("add", dst=str(network), family=FAMILIES[network.version], oif=index, proto=PROTOCOL)
-                except NetlinkError as error:
-                    reason = error.args[1] if len(error.args) > 1 else error
-                    hint = "; it needs root or CAP_NET_ADMIN" if error.code == errno.EPERM else ""
-                    raise LinkError(f"{self._device}: route to {network}: {reason}{hint}") from None
-
-    def _check_free(self, network):
-        # Asked for and not left to the kernel: to it a route with another metric is another route.
-        with Netlink() as netlink:
-            for found in netlink.routes(network.version, containing=network.network_address):
-                if found.prefix == network:
-                    devices = " and ".join(device_name(index) for index in found.hops) or "another"
-                    raise LinkError(f"{self._device}: route to {network}: there is one already, by {devices}; remove "
-                                    "it, or take the network from its client")
-
-    def undo(self):
-        """Removes every route of ours to the device. Raises nothing: those that are left go with the device."""
-        try:
-            index = socket.if_nametoindex(self._device)
-            with Netlink() as netlink, IPRoute() as route:
-                for version, family in FAMILIES.items():
-                    for found in netlink.routes(version, PROTOCOL):
-                        if index in found.hops:
-                            route.route("del", dst=str(found.prefix), family=family, oif=index, proto=PROTOCOL)
-        except (OSError, NetlinkError):
-            return

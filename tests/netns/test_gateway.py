@@ -258,7 +258,7 @@ FAULTS = {
     "a route that is there": (
         ["ip", "route", "add", "192.168.7.0/24", "dev", "veth1", "metric", "50"],
         "[client other]\nnetworks = 192.168.8.0/24\nnetworks = 192.168.7.0/24\n", [],
-        r"bulk0: route to 192\.168\.7\.0/24: there is one already, by veth1",
+        r"bulk0: route to 192\.168\.7\.0/24: there is a route already, by veth1",
     ),
     "a network inside the pool": (
         ["true"], "[client other]\n\nnetworks = 10.86.0.128/25\n", [],

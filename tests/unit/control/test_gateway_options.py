@@ -10,6 +10,7 @@ import pytest
 from bulkvpnd import config
 from bulkvpnd.control import gateway
 from bulkvpnd.host.firewall import FirewallError
+from bulkvpnd.host.link import LinkError
 
 INTERFACES = [ipaddress.ip_interface("10.86.0.1/24")]
 NETWORK = ipaddress.ip_network("192.168.7.0/24")
@@ -28,6 +29,7 @@ class Machine:
         self.routes = []
         self.wanted = []
         self.refuses = None
+        self.refused = {}
 
     def apply(self, part, objects):
         if self.failure:
@@ -36,6 +38,7 @@ class Machine:
 
     def make(self, change, networks):
         self.routes += networks
+        return self.refused
 
     def want(self, key, value):
         self.wanted.append(key)
@@ -81,6 +84,12 @@ def test_a_network_of_a_version_without_pool_is_forwarded_too(machine, monkeypat
 def test_what_several_instances_carry_has_its_own_kind_of_route(machine):
     apply(machine, clients=(SITE,), multipath=(types.SimpleNamespace(prefix=NETWORK),))
     assert machine.routes == []
+
+
+def test_a_network_that_is_somebody_elses_ends_the_start(machine):
+    machine.refused = {NETWORK: "there is a route already, by eth0"}
+    with pytest.raises(LinkError, match="^bulk0: route to 192.168.7.0/24: there is a route already, by eth0; "):
+        apply(machine, clients=(SITE,))
 
 
 def test_a_sysctl_that_cannot_be_set_is_one_line(machine, caplog):

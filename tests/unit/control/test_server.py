@@ -199,6 +199,13 @@ def test_a_client_with_an_address_and_a_network_of_its_own(site, start):
     ]
 
 
+def test_the_first_of_parallel_sessions_has_what_is_fixed(site, start):
+    server = start(clients=FIXED, second_login="parallel")
+    first, second = live(site, server), live(site, server)
+    assert [str(one.welcome.ipv4.ip) for one in (first, second)] == ["10.86.0.77", "10.86.0.2"]
+    assert [message["networks"] for message in server.workers.told("attach")] == [["192.168.7.0/24"], []]
+
+
 def test_where_no_client_may_send(start):
     server = start(pool_ipv6="fd86::/64", clients=FIXED)
     assert server.isolation == {
