@@ -75,6 +75,13 @@ def test_manual_page_examples_name_only_options():
                 assert name in known
 
 
+def test_manual_has_the_keys_of_a_client():
+    """The heads of the list below them name every key, and no other."""
+    text = section(CONFIGURATION_PAGE, "GATEWAY").partition(".Ss Clients with")[2]
+    heads = re.findall(r"^\.It Cm (.+)$", text, re.MULTILINE)
+    assert [name for head in heads for name in head.split(" , ")] == list(clients.KEYS)
+
+
 @pytest.mark.parametrize("command", cli.COMMANDS)
 def test_manual_has_the_command(command):
     text = section(ROOT / "man" / "bulkvpnctl.8", "COMMANDS")
