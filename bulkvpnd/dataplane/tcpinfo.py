@@ -9,9 +9,10 @@ SIZE = 216
 
 
 class TCPInfo(typing.NamedTuple):
-    """round_trip, least_round_trip: seconds, smoothed, and the least of late. retransmits: segments.
-    retransmitted: bytes. delivery_rate: bits per second that the peer acknowledged of late. window: bytes that may be on
-    their way at once.
+    """round_trip, least_round_trip: seconds, smoothed, and the least of late.
+
+    retransmits: segments. retransmitted: bytes. delivery_rate: bits per second that the peer acknowledged of late.
+    window: bytes that may be on their way at once.
     """
 
     round_trip: float
