@@ -10,6 +10,7 @@ The first that gets through begins the session; the others join it. When the ser
 more, all begin again.
 """
 
+import collections
 import itertools
 import logging
 import os
@@ -23,6 +24,7 @@ from gevent.lock import Semaphore
 
 from bulkvpnd.control import tls, transport
 from bulkvpnd.control.clientnet import ClientNetwork
+from bulkvpnd.control.status import session_report
 from bulkvpnd.host import link
 from bulkvpnd.protocol import handshake, keys
 from bulkvpnd.protocol.errors import Refused, RemoteError
@@ -66,6 +68,8 @@ class Client:
         self.on_change = lambda: None
         self.network = None
         self._welcome = None  # of the present session; None while there is none
+        self._session_since = 0.0
+        self._counted = collections.Counter()  # what its former connections carried
         self._begin = Semaphore(1)
         self._replacing = Semaphore(1)
         self._changed = Event()  # set, and replaced by a new one, when the session changes
@@ -188,6 +192,8 @@ class Client:
 
     def _set_session(self, welcome):
         self._welcome = welcome
+        self._session_since = time.monotonic()
+        self._counted.clear()
         changed, self._changed = self._changed, Event()
         changed.set()
 
@@ -340,6 +346,7 @@ class Client:
         connection = self._connections.get(message["connection"])
         if connection is not None and connection.worker == worker:
             # A worker speaks for its own connections only.
+            self._counted.update(message["counters"])
             self._end(connection, printable(message["reason"], REASON_MAX))
             self._announce()
 
@@ -415,18 +422,23 @@ class Client:
         welcome = self._welcome
         if welcome is None:
             return {"addresses": [], "sessions": []}
-        session = {
-            "identity": self._configuration.server_name,
-            "session": SESSION_NUMBER,
-            "addresses": [str(one.ip) for one in (welcome.ipv4, welcome.ipv6) if one],
-            "cipher": welcome.cipher,
-            "offload": list(welcome.offloads),
-            "connections": [
+        session = session_report(
+            {
+                "identity": self._configuration.server_name,
+                "session": SESSION_NUMBER,
+                "addresses": [str(one.ip) for one in (welcome.ipv4, welcome.ipv6) if one],
+                "cipher": welcome.cipher,
+                "offload": list(welcome.offloads),
+                "agreed_connections": welcome.connections,
+                "age": round(time.monotonic() - self._session_since, 3),
+            },
+            [
                 {"index": one.index, "worker": one.worker, "peer": one.peer, **reported.get(one.number, {})}
-                for one in sorted(self._connections.values(), key=lambda one: one.index)
+                for one in self._connections.values()
                 if one.is_live
             ],
-        }
+            self._counted,
+        )
         return {"addresses": [str(one) for one in (welcome.ipv4, welcome.ipv6) if one], "sessions": [session]}
 
 

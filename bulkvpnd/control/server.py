@@ -18,6 +18,7 @@ from bulkvpnd.control.admission import Admission, Pace
 from bulkvpnd.control.listener import Listener
 from bulkvpnd.control.pool import Pool
 from bulkvpnd.control.session import Sessions
+from bulkvpnd.control.status import session_report
 from bulkvpnd.host import link
 from bulkvpnd.protocol import handshake, keys
 from bulkvpnd.protocol.errors import Refused, RemoteError
@@ -250,6 +251,7 @@ class Server:
         self._sessions.closed(connection.number, time.monotonic())
         session = connection.session
         reason = printable(message["reason"], REASON_MAX)
+        session.counted.update(message["counters"])
         level = logging.WARNING if message["blame"] == "peer" else logging.DEBUG if message["clean"] else logging.INFO
         log.log(level, "connection %d of %s from %s ended: %s", connection.index, session.identity, connection.peer,
                 reason, extra={**_fields(connection), "REASON": reason, "limited": True})
@@ -367,24 +369,23 @@ class Server:
             "listen": [transport.shown(address) for address in self._configuration.listen],
             "listener": self._listener.status(),
             "sessions": [
-                {
-                    "identity": session.identity,
-                    "session": session.number,
-                    "addresses": [str(interface.ip) for interface in session.interfaces.values()],
-                    "networks": [str(network) for network in self._behind(session)],
-                    "cipher": session.terms["cipher"],
-                    "offload": list(session.terms["peer_offloads"]),
-                    "age": round(time.monotonic() - session.since, 3),
-                    "connections": [
-                        {
-                            "index": connection.index,
-                            "worker": connection.worker,
-                            "peer": connection.peer,
-                            **reported.get(connection.number, {}),
-                        }
-                        for connection in sorted(session.live_connections, key=lambda one: one.index)
+                session_report(
+                    {
+                        "identity": session.identity,
+                        "session": session.number,
+                        "addresses": [str(interface.ip) for interface in session.interfaces.values()],
+                        "networks": [str(network) for network in self._behind(session)],
+                        "cipher": session.terms["cipher"],
+                        "offload": list(session.terms["peer_offloads"]),
+                        "agreed_connections": session.terms["connections"],
+                        "age": round(time.monotonic() - session.since, 3),
+                    },
+                    [
+                        {"index": one.index, "worker": one.worker, "peer": one.peer, **reported.get(one.number, {})}
+                        for one in session.live_connections
                     ],
-                }
+                    session.counted,
+                )
                 for session in self._sessions or ()
                 if session.is_live
             ],

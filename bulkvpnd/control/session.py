@@ -8,6 +8,7 @@ Until a connection's first authentic frame has arrived it changes nothing: no ro
 session of the same identity.
 """
 
+import collections
 import dataclasses
 import hmac
 import itertools
@@ -43,7 +44,8 @@ class Session:
     id, token: bytes. interfaces: {4 | 6: ipaddress interface}. terms: what was agreed for all its connections (cipher,
     frame_size, offloads, connections). offset: worker of its connection 0. idle_since: when its last live connection
     went, None while it has one. lease: what its addresses are leased to, the identity or identity#number.
-    is_ended: nothing may join it or speak for it any more, whatever is still under way.
+    is_ended: nothing may join it or speak for it any more, whatever is still under way. counted: what its former
+    connections carried, by the counters' names.
     """
 
     number: int
@@ -59,6 +61,7 @@ class Session:
     is_live: bool = False
     is_ended: bool = False
     connections: dict = dataclasses.field(default_factory=dict)  # number: Connection
+    counted: collections.Counter = dataclasses.field(default_factory=collections.Counter)
 
     @property
     def live_connections(self):

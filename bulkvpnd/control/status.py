@@ -19,6 +19,25 @@ REQUEST_MAX = 4096
 TIME_MAX = 5.0
 """Seconds for one request (choice)."""
 
+_TOTALS = (
+    "bytes_out", "frames_out", "packets_out", "segments_out", "bytes_in", "frames_in", "packets_in", "segments_in",
+)  # fmt: skip
+_SUMS = ("rate_in", "rate_out", "retransmits")
+
+
+def session_report(described, connections, ended):
+    """What a report says of a session.
+
+    described: what is said of it alone. connections: what is said of each of its live connections. ended: counters of
+    those that it had before, so that its own never go back.
+    """
+    sums = {name: sum(one.get(name, 0) for one in connections) for name in (*_TOTALS, *_SUMS)}
+    return {
+        **described,
+        **{name: value + ended.get(name, 0) if name in _TOTALS else value for name, value in sums.items()},
+        "connections": sorted(connections, key=lambda one: one["index"]),
+    }
+
 
 class Claim:
     """The runtime directory for this process alone, as a context manager. The kernel gives it up with the process."""

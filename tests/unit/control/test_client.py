@@ -113,7 +113,8 @@ def attached(client, count):
 
 def ends(client, message, reason="gone"):
     connection = client._connections.get(message["connection"])
-    client.closed({"connection": message["connection"], "reason": reason}, connection.worker if connection else 0)
+    report = {"connection": message["connection"], "reason": reason, "counters": {"bytes_in": 5}}
+    client.closed(report, connection.worker if connection else 0)
 
 
 # a session
@@ -517,4 +518,7 @@ def test_status_shows_what_lives_and_no_secret(start):
     assert report["addresses"] == ["10.86.0.2/24"]
     (connection,) = report["sessions"][0]["connections"]
     assert connection["bytes_in"] == 3 and connection["peer"] == f"127.0.0.1:{client.server.port}"
+    assert (report["sessions"][0]["bytes_in"], report["sessions"][0]["agreed_connections"]) == (3, 2)
+    ends(client, messages[0])
+    assert client.status({})["sessions"][0]["bytes_in"] == 5
     assert WELCOME.token.hex() not in repr(report)

@@ -113,7 +113,7 @@ def live(site, server, *arguments, **changes):
 
 def closes(server, number, reason="gone", clean=False, blame=None):
     connection = server._sessions.connections.get(number)
-    message = {"connection": number, "reason": reason, "clean": clean, "blame": blame}
+    message = {"connection": number, "reason": reason, "clean": clean, "blame": blame, "counters": {"bytes_in": 5}}
     server.closed(message, connection.worker if connection else 0)
 
 
@@ -782,6 +782,10 @@ def test_status_shows_what_lives_and_no_secret(site, server):
     assert session["connections"] == [
         {"index": 0, "worker": 0, "peer": session["connections"][0]["peer"], "bytes_out": 7}
     ]
+    assert (session["bytes_out"], session["bytes_in"], session["agreed_connections"]) == (7, 0, 4)
     assert server.summary() == "1 sessions, 1 connections"
+    closes(server, first.number)
+    (session,) = server.status({})["sessions"]
+    assert session["bytes_in"] == 5 and session["connections"] == []
     text = json.dumps(report)
     assert first.welcome.token.hex() not in text and first.welcome.session.hex() not in text
