@@ -14,6 +14,8 @@ COMMANDS = {
     "multipath": ("multipath", "show which networks the instances here carry together"),
     "init-instances": ("instances", "write the configurations of several instances that work as one"),
     "tune": ("tune", "show what the kernel is tuned with, or tune it by hand"),
+    "top": ("top", "show the sessions of running instances, live"),
+    "metrics": ("metrics", "print the metrics of running instances, as Prometheus reads them"),
     "demo": ("demo", "measure a tunnel between two network namespaces on this machine"),
     "example": ("example", "print a commented configuration with every option"),
 }

@@ -149,6 +149,18 @@ def endpoint(raw):
     return (match[1] or match[2], port)
 
 
+def socket_address(raw):
+    """ADDRESS:PORT or [IPV6]:PORT, numbers only, as (address, port)."""
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+)):([0-9]{1,5})", raw)
+    try:
+        address = str(ipaddress.IPv6Address(match[1]) if match[1] else ipaddress.IPv4Address(match[2]))
+        if not 1 <= int(match[3]) <= 65535:
+            raise ValueError
+    except (TypeError, ValueError):
+        raise ValueError("ADDRESS:PORT in numbers, for example 127.0.0.1:9743 or [::1]:9743") from None
+    return (address, int(match[3]))
+
+
 def network(version, longest):
     cls = {4: ipaddress.IPv4Network, 6: ipaddress.IPv6Network}[version]
     example = {4: "10.86.0.0/24", 6: "fd86:1:2:3::/64"}[version]
@@ -336,6 +348,8 @@ OPTIONS = (
            "name of the TUN device; %d becomes the first free number"),
     Option("log-level", choice("debug", "info", "warning", "error"), "info", "LEVEL", "General",
            "the least severe messages that are logged: debug, info, warning or error"),
+    Option("metrics", socket_address, None, "ADDRESS:PORT", "General",
+           "where to serve metrics for Prometheus over HTTP, without any authentication; none without it"),
     Option("listen", endpoint, "[::]:7443", "ADDRESS[:PORT]", "Network",
            "address and TCP port to accept connections on; [::] means all addresses, IPv4 too; may be repeated",
            role="server", repeat=True),

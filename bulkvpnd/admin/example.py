@@ -31,6 +31,7 @@ EXAMPLES = {
     "pool-ipv6": "fd86:1:2:3::/64",
     "routes": "192.168.7.0/24",
     "local-networks": "192.168.1.0/24",
+    "metrics": "127.0.0.1:9743",
     "dns": "10.86.0.1",
     "dns-search": "example.org",
     "multipath": "10.2.0.0/16 weight 1",

@@ -21,18 +21,13 @@ def add_arguments(parser):
 
 def run(arguments):
     """Returns the exit status."""
-    reports, result = [], os.EX_OK
     try:
-        for path in status.sockets(None):
-            try:
-                reports.append(status.ask(path))
-            except status.StatusError as error:
-                # One instance that does not answer must not hide the others.
-                print(f"bulkvpnctl: {error}", file=sys.stderr)
-                result = error.status
+        reports, errors = status.ask_all(None)
     except status.StatusError as error:
         print(f"bulkvpnctl: {error}", file=sys.stderr)
         return error.status
+    for error in errors:
+        print(f"bulkvpnctl: {error}", file=sys.stderr)
     prefixes = collect(reports)
     if arguments.json:
         json.dump(prefixes, sys.stdout, indent=2)
@@ -40,7 +35,7 @@ def run(arguments):
     else:
         # Without a terminal nothing is to be wrapped or cut at 80 columns.
         show(prefixes, rich.console.Console(highlight=False, width=None if sys.stdout.isatty() else 200))
-    return result
+    return errors[-1].status if errors else os.EX_OK
 
 
 def collect(reports):

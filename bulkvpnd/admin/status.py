@@ -1,5 +1,6 @@
 """``bulkvpnctl status``: what running instances say of themselves."""
 
+import argparse
 import json
 import os
 import pathlib
@@ -7,12 +8,11 @@ import socket
 import sys
 import time
 
-import rich.box
 import rich.console
-import rich.markup
-import rich.table
+import rich.live
 
 from bulkvpnd import config
+from bulkvpnd.admin import screen
 
 RUNTIME_DIRECTORY = pathlib.Path("/run/bulkvpnd")
 SOCKET_NAME = "status.sock"
@@ -32,33 +32,67 @@ def add_arguments(parser):
     """Adds the arguments of this command to an argparse parser."""
     parser.add_argument("instance", nargs="?", metavar="INSTANCE",
                         help="name of the instance, as in bulkvpnd@INSTANCE, or its runtime directory (default: all)")
-    parser.add_argument("--json", action="store_true", help="print one JSON array with an object for each instance")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--json", action="store_true", help="print one JSON array with an object for each instance")
+    how.add_argument("--watch", nargs="?", type=_seconds, const=2.0, metavar="SECONDS",
+                     help="show it again every so many seconds (default 2) until Ctrl-C")
+
+
+def _seconds(raw):
+    try:
+        value = float(raw)
+    except ValueError:
+        value = 0.0
+    if not 0.1 <= value <= 3600:
+        raise argparse.ArgumentTypeError("a number of seconds from 0.1 to 3600")
+    return value
 
 
 def run(arguments):
     """Returns the exit status."""
-    reports, status = [], os.EX_OK
+    # Without a terminal nothing is to be wrapped or cut at 80 columns.
+    console = rich.console.Console(highlight=False, width=None if sys.stdout.isatty() else 200)
     try:
-        for path in sockets(arguments.instance):
-            try:
-                reports.append(ask(path))
-            except StatusError as error:
-                # One instance that does not answer must not hide the others.
-                print(f"bulkvpnctl: {error}", file=sys.stderr)
-                status = error.status
+        if arguments.watch:
+            return _watch(arguments, console)
+        reports, errors = ask_all(arguments.instance)
     except StatusError as error:
         print(f"bulkvpnctl: {error}", file=sys.stderr)
         return error.status
+    for error in errors:
+        print(f"bulkvpnctl: {error}", file=sys.stderr)
     if arguments.json:
         json.dump(reports, sys.stdout, indent=2)
         print()
     else:
-        # Without a terminal nothing is to be wrapped or cut at 80 columns.
-        show(reports, rich.console.Console(highlight=False, width=None if sys.stdout.isatty() else 200))
-    return status
+        console.print(screen.instances(reports, console.width))
+    return errors[-1].status if errors else os.EX_OK
 
 
-def sockets(instance):
+def _watch(arguments, console):
+    with rich.live.Live(console=console, screen=console.is_terminal, auto_refresh=False) as live:
+        while True:
+            reports, errors = ask_all(arguments.instance)
+            live.update(screen.over(errors, screen.instances(reports, console.width)), refresh=True)
+            time.sleep(arguments.watch)
+
+
+def ask_all(instance):
+    """The reports of one instance, or of all with None: (reports, StatusErrors of those that did not answer).
+
+    Raises StatusError when there is none to ask.
+    """
+    reports, errors = [], []
+    for path in _sockets(instance):
+        try:
+            reports.append(ask(path))
+        except StatusError as error:
+            # One instance that does not answer must not hide the others.
+            errors.append(error)
+    return reports, errors
+
+
+def _sockets(instance):
     if instance is None:
         try:
             found = sorted(RUNTIME_DIRECTORY.glob(f"*/{SOCKET_NAME}"))
@@ -92,82 +126,3 @@ def ask(path):
     if not isinstance(report, dict) or "instance" not in report:
         raise StatusError(f"instance {name} does not know the command; restart it after an upgrade")
     return report
-
-
-def show(reports, console):
-    """Prints reports on a rich Console."""
-    for number, report in enumerate(reports):
-        if number:
-            console.print()
-        _show_instance(report, console)
-
-
-def _show_instance(report, console):
-    escape = rich.markup.escape
-    sessions = report["sessions"]
-    workers = report["workers"]
-    alive = sum(worker["alive"] for worker in workers)
-    console.print(f"[bold]{escape(report['instance'])}[/bold]  {report['mode']}, "
-                  f"up {_span(time.time() - report['since'])}, process {report['pid']}")
-    console.print(f"  device   {escape(report['device'])} {' '.join(report['addresses']) or 'no address yet'}")
-    console.print(f"  offload  {' '.join(report['offload']) or '[yellow]none[/yellow]'}")
-    style = "" if alive == len(workers) else "[red]"
-    console.print(f"  workers  {style}{alive} of {len(workers)} alive, "
-                  f"{sum(worker['restarts'] for worker in workers)} restarts")
-    console.print("  drops    " + (", ".join(f"{cause} {count}" for cause, count in report["drops"].items() if count)
-                                   or "none"))
-    if "listener" in report:
-        counts = dict(report["listener"])
-        console.print(f"  accept   {counts.pop('handshakes')} now, "
-                      + ", ".join(f"{cause.replace('_', ' ')} {count}" for cause, count in counts.items()))
-    if not sessions:
-        console.print("  [yellow]no session[/yellow]" if report["mode"] == "client" else "  no session")
-    for session in sessions:
-        console.print(f"\n  [bold]{session['identity']}[/bold]  {' '.join(session['addresses'])}  {session['cipher']}"
-                      f"{'' if session['offload'] else '  [yellow]peer without offload[/yellow]'}")
-        console.print(_connections(session["connections"]))
-
-
-_COLUMNS = (
-    # heading, how a connection shows it
-    ("connection", lambda one: str(one["index"])),
-    ("worker", lambda one: str(one["worker"])),
-    ("peer", lambda one: one["peer"]),
-    ("age", lambda one: _span(one.get("age", 0))),
-    ("rtt", lambda one: f"{one['rtt_ms']:.1f} ms" if one.get("rtt_ms") is not None else "-"),
-    ("out", lambda one: _bytes(one.get("bytes_out", 0))),
-    ("in", lambda one: _bytes(one.get("bytes_in", 0))),
-    ("packets out", lambda one: f"{one.get('segments_out', 0):,}"),
-    ("packets in", lambda one: f"{one.get('segments_in', 0):,}"),
-    ("frames out", lambda one: f"{one.get('frames_out', 0):,}"),
-    ("frames in", lambda one: f"{one.get('frames_in', 0):,}"),
-    ("queue", lambda one: _bytes(one.get("queued", 0))),
-)
-
-
-def _connections(connections):
-    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
-    for heading, _ in _COLUMNS:
-        table.add_column(heading, justify="left" if heading == "peer" else "right", no_wrap=True)
-    for connection in connections:
-        table.add_row(*(rich.markup.escape(show_one(connection)) for _, show_one in _COLUMNS))
-    return table
-
-
-def _span(seconds):
-    """Seconds as the two largest units: 3d 4h, 5m 6s."""
-    seconds = int(seconds)
-    parts = []
-    for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
-        if seconds >= size or (unit == "s" and not parts):
-            parts.append(f"{seconds // size}{unit}")
-            seconds %= size
-    return " ".join(parts[:2])
-
-
-def _bytes(count):
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"

@@ -14,6 +14,7 @@ Each step puts its undo on one stack, so a failure or a stop in the middle of a 
 import contextlib
 import dataclasses
 import datetime
+import functools
 import logging
 import os
 import signal
@@ -142,9 +143,17 @@ class Main:
         workers.start()
         multipath = Multipath(configuration.multipath, self._tun.name, directory, role, changes.ledger)
         multipath.check(literal_addresses(configuration.remote))
-        status = StatusSocket(configuration.runtime_directory, lambda: self._status(role, workers, multipath))
+        report = functools.partial(self._status, role, workers, multipath)
+        status = StatusSocket(configuration.runtime_directory, report)
         undo.callback(status.stop)
         status.start()
+        if configuration.metrics:
+            # Its library takes half a second to import, which nobody else need wait for.
+            from bulkvpnd.control.exporter import Exporter
+
+            exporter = Exporter(configuration.metrics, report)
+            undo.callback(exporter.stop)
+            exporter.start()
         undo.callback(role.stop)
         role.start()
         changes.firewall.clean()

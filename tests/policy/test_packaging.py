@@ -25,6 +25,7 @@ DEBIAN_PACKAGES = {
     "dnspython": "python3-dnspython",
     "gevent": "python3-gevent",
     "pyroute2": "python3-pyroute2",
+    "prometheus-client": "python3-prometheus-client",
     "rich": "python3-rich",
     "systemd-python": "python3-systemd",
 }

@@ -466,3 +466,20 @@ def test_the_daemon_ends_with_one_line_and_the_right_status(file, text, flags, s
     result = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (result.returncode, result.stdout) == (status, ""), result.stderr
     assert result.stderr.startswith("bulkvpnd: ") and expected in result.stderr and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("raw", "value"),
+    [("127.0.0.1:9743", ("127.0.0.1", 9743)), ("[::1]:1", ("::1", 1)), ("0.0.0.0:65535", ("0.0.0.0", 65535))],
+)
+def test_a_socket_address(raw, value):
+    assert config.socket_address(raw) == value
+
+
+@pytest.mark.parametrize(
+    "raw", ["", ":1", "127.0.0.1", "127.0.0.1:0", "127.0.0.1:65536", "::1:9743", "[::1]", "localhost:1", "1.2.3:4",
+            "[x]:1", "127.0.0.1:9743x", "[fe80::1%eth0]:1"]
+)  # fmt: skip
+def test_what_is_no_socket_address(raw):
+    with pytest.raises(ValueError, match="for example 127.0.0.1:9743"):
+        config.socket_address(raw)

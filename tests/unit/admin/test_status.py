@@ -7,26 +7,9 @@ import socket
 import threading
 
 import pytest
-import rich.console
+from reports import REPORT
 
 from bulkvpnd.admin import status
-
-REPORT = {
-    "instance": "server", "version": "1", "mode": "server", "pid": 7, "since": 0, "device": "bulk0",
-    "offload": ["csum", "tso"], "addresses": ["10.86.0.1/24"], "listen": ["[::]:7443"],
-    "workers": [{"index": 0, "alive": True, "restarts": 1}, {"index": 1, "alive": False, "restarts": 0}],
-    "drops": {"no_session": 3, "queue_full": 0},
-    "listener": {"handshakes": 2, "admitted": 9, "source_full": 4},
-    "sessions": [{
-        "identity": "alice", "session": 1, "addresses": ["10.86.0.2"], "cipher": "aes-256-gcm", "offload": [],
-        "age": 1, "connections": [
-            {"index": 0, "worker": 0, "peer": "[2001:db8::2]:4711", "age": 90061, "rtt_ms": 0.84, "bytes_out": 1536,
-             "bytes_in": 3 << 30, "segments_out": 1234567, "segments_in": 1, "frames_out": 2, "frames_in": 3,
-             "queued": 0},
-            {"index": 1, "worker": 1, "peer": "192.0.2.1:1"},
-        ],
-    }],
-}  # fmt: skip
 
 
 @pytest.fixture
@@ -62,7 +45,7 @@ def instance(tmp_path, monkeypatch):
 
 
 def run(capsys, instance=None, as_json=False):
-    code = status.run(argparse.Namespace(instance=instance, json=as_json))
+    code = status.run(argparse.Namespace(instance=instance, json=as_json, watch=None))
     return (code, *capsys.readouterr())
 
 
@@ -117,47 +100,30 @@ def test_an_instance_that_does_not_answer_hides_no_other(capsys, instance):
     assert code == 1 and "alice" in out and "instance a does not answer" in error
 
 
-def shown(*reports):
-    console = rich.console.Console(width=200, record=True, file=open(os.devnull, "w"), highlight=False)
-    status.show(reports, console)
-    return console.export_text()
+def test_watching_goes_on_until_it_is_interrupted(capsys, tmp_path, monkeypatch):
+    """Each look asks again: an instance that ended is said, and ends the watching only if none is left."""
+    asked = []
+
+    def ask_all(instance):
+        asked.append(instance)
+        if len(asked) == 1:
+            return [REPORT], []
+        if len(asked) == 2:
+            return [REPORT], [status.StatusError("instance [b] does not answer")]
+        raise status.StatusError("no instance is running")
+
+    monkeypatch.setattr(status, "ask_all", ask_all)
+    code = status.run(argparse.Namespace(instance=None, json=False, watch=0.1))
+    out, error = capsys.readouterr()
+    assert code == 1 and asked == [None] * 3 and "no instance is running" in error
+    assert "alice" in out and "instance [b] does not answer" in out
 
 
-def test_the_table():
-    text = shown(REPORT)
-    for part in ("server", "process 7", "bulk0 10.86.0.1/24", "csum tso", "1 of 2 alive, 1 restarts", "no_session 3",
-                 "alice", "10.86.0.2", "aes-256-gcm", "peer without offload", "[2001:db8::2]:4711", "1d 1h", "0.8 ms",
-                 "accept   2 now, admitted 9, source full 4", "1.5 KiB", "3.0 GiB", "1,234,567"):  # fmt: skip
-        assert part in text, part
-    assert "queue_full" not in text
-
-
-def test_a_client_without_a_session():
-    report = {**REPORT, "mode": "client", "sessions": [], "addresses": [], "offload": [], "drops": {}}
-    text = shown({name: value for name, value in report.items() if name != "listener"})
-    assert "accept" not in text
-    for part in ("no session", "no address yet", "offload  none", "drops    none"):
-        assert part in text
-
-
-def test_nothing_in_a_report_is_markup():
-    text = shown({**REPORT, "instance": "[red]x[/red]", "device": "[bold]"})
-    assert "[red]x[/red]" in text and "device   [bold]" in text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0, "0s"), (59.9, "59s"), (60, "1m"), (3599, "59m 59s"), (3600, "1h"), (86399, "23h 59m"), (90061, "1d 1h"),
-     (86400 * 400, "400d")],
-)  # fmt: skip
-def test_spans_have_their_two_largest_units(seconds, text):
-    assert status._span(seconds) == text
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1 << 20, "1.0 MiB"), (5 << 40, "5.0 TiB"),
-     (1 << 60, "1048576.0 TiB")],
-)  # fmt: skip
-def test_bytes(count, text):
-    assert status._bytes(count) == text
+@pytest.mark.parametrize("raw", ["0", "-1", "x", "nan", "1e9", ""])
+def test_a_period_that_is_none(raw, capsys):
+    parser = argparse.ArgumentParser()
+    status.add_arguments(parser)
+    assert parser.parse_args(["--watch"]).watch == 2 and parser.parse_args(["--watch", "0.5"]).watch == 0.5
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--watch", raw])
+    assert "a number of seconds from 0.1 to 3600" in capsys.readouterr().err

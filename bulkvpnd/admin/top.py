@@ -1,0 +1,64 @@
+"""``bulkvpnctl top``: the sessions of running instances, live."""
+
+import collections
+import sys
+import time
+
+import rich.console
+import rich.live
+
+from bulkvpnd.admin import screen, status
+
+PERIOD = 1.0
+"""Seconds between two looks; the daemon's rates are those of the last second."""
+
+
+def add_arguments(parser):
+    """Adds the arguments of this command to an argparse parser."""
+    parser.add_argument("instance", nargs="?", metavar="INSTANCE",
+                        help="name of the instance, or its runtime directory (default: all)")
+    parser.add_argument("--once", action="store_true", help="show it once and end")
+
+
+class History:
+    """Rates of the last looks of each session: {(instance, identity, "in" or "out"): rates}."""
+
+    def __init__(self, length=screen.SPARK_WIDTH):
+        self._length = length
+        self.rates = {}
+
+    def add(self, reports):
+        """Takes one look; who is not in it any more is forgotten."""
+        now = {}
+        for report in reports:
+            for session in report["sessions"]:
+                for way in ("in", "out"):
+                    key = report["instance"], session["identity"], way
+                    rates = self.rates.get(key, collections.deque(maxlen=self._length))
+                    rates.append(session.get(f"rate_{way}", 0))
+                    now[key] = rates
+        self.rates = now
+
+
+def run(arguments):
+    """Returns the exit status."""
+    console = rich.console.Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    history = History()
+
+    def look():
+        reports, errors = status.ask_all(arguments.instance)
+        history.add(reports)
+        shown = rich.console.Group(screen.verdicts(reports), screen.sessions(reports, history.rates))
+        return screen.over(errors, shown)
+
+    try:
+        if arguments.once:
+            console.print(look())
+            return 0
+        with rich.live.Live(console=console, screen=console.is_terminal, auto_refresh=False) as live:
+            while True:
+                live.update(look(), refresh=True)
+                time.sleep(PERIOD)
+    except status.StatusError as error:
+        print(f"bulkvpnctl: {error}", file=sys.stderr)
+        return error.status

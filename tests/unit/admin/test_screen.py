@@ -1,0 +1,115 @@
+"""admin.screen: how reports look on a terminal."""
+
+import os
+
+import pytest
+import rich.console
+from reports import REPORT, changed
+
+from bulkvpnd.admin import screen
+
+
+def text_of(renderable, width=220):
+    console = rich.console.Console(width=width, record=True, file=open(os.devnull, "w"), highlight=False)
+    console.print(renderable)
+    return console.export_text()
+
+
+def shown(*reports, width=220):
+    return text_of(screen.instances(reports, width), width)
+
+
+def test_an_instance_that_is_well():
+    text = shown(REPORT)
+    for part in (
+        "● server  well", "process 7, version 1", "bulk0 10.86.0.1/24", "csum tso", "2 of 2 alive, 1 restarts",
+        "of the bytes 75.0 %, 25.0 %", "no_session 3", "accept   2 now, admitted 9, source full 4",
+        "alice  10.86.0.2  aes-256-gcm  up 1m 1s  out 1.5 Mbit/s, 1.0 MiB  in 2.0 Gbit/s, 5.0 GiB",
+        "[2001:db8::2]:4711", "1d 1h", "0.8 ms", "1.0 kbit/s / 999 bit/s",
+        "1.5 KiB / 3.0 GiB", "1,234,567 / 1", "2 / 3", "1.0 %",
+        "2.0 KiB, 12.3 ms", "bbr",
+    ):  # fmt: skip
+        assert part in text, part
+    assert "queue_full" not in text and "problem" not in text
+
+
+def test_one_that_is_not_says_why_and_what_mends_it():
+    text = shown(changed(mode="client", session__connections=[], offload=[]))
+    assert "● server  1 problem " in text
+    assert "problem  no connection to the server\n           journalctl -u bulkvpnd@server" in text
+    assert "note     no offload" in text
+    assert "2 problems" in shown(changed(drops={"foreign_source": 1}, session__agreed_connections=3))
+
+
+def test_a_client_without_a_session():
+    report = changed(mode="client", sessions=[], addresses=[], offload=[], drops={})
+    text = shown({name: value for name, value in report.items() if name != "listener"})
+    assert "accept" not in text
+    for part in ("no session", "no address yet", "offload  none", "drops    none"):
+        assert part in text
+
+
+def test_nothing_in_a_report_is_markup():
+    strange = [{**REPORT["sessions"][0], "identity": "[green]z[/green]"}]
+    text = shown(changed(instance="[red]x[/red]", device="[bold]", version="[b]", sessions=strange))
+    for part in ("[red]x[/red]", "device   [bold]", "version [b]", "[green]z[/green]"):
+        assert part in text
+    for text in (text_of(screen.sessions([changed(instance="[red]x[/red]", sessions=strange)], {})),
+                 text_of(screen.verdicts([changed(instance="[red]x[/red]")]))):  # fmt: skip
+        assert "[red]x[/red]" in text
+
+
+@pytest.mark.parametrize("width", [40, 80, 120, 160, 220])
+def test_a_narrow_terminal_shows_less_and_cuts_nothing(width):
+    text = text_of(screen.connections(REPORT["sessions"][0]["connections"], width), width)
+    assert "…" not in text and max(map(len, text.splitlines())) <= width
+    assert ("congestion" in text) == (width == 220)
+    assert ("[2001:db8::2]:4711" in text) == (width >= 80) and ("0.8 ms" in text) == (width >= 80)
+
+
+def test_sessions_the_busiest_first():
+    quiet = {**REPORT["sessions"][0], "identity": "bob", "rate_in": 0, "rate_out": 0}
+    report = changed(sessions=[quiet, *REPORT["sessions"]])
+    text = text_of(screen.sessions([report], {("server", "alice", "in"): [0, 5, 10]}))
+    assert text.index("alice") < text.index("bob")
+    assert " ▄█" in text and "2.0 Gbit/s" in text and "2 of 2" in text and "12.3 ms" in text
+
+
+def test_verdicts():
+    assert "● server  well" in text_of(screen.verdicts([REPORT]))
+    assert "● server  no offload" in text_of(screen.verdicts([changed(offload=[])]))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0s"), (59.9, "59s"), (60, "1m"), (3599, "59m 59s"), (3600, "1h"), (86399, "23h 59m"), (90061, "1d 1h"),
+     (86400 * 400, "400d")],
+)  # fmt: skip
+def test_spans_have_their_two_largest_units(seconds, text):
+    assert screen.span(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1 << 20, "1.0 MiB"), (5 << 40, "5.0 TiB"),
+     (1 << 60, "1048576.0 TiB")],
+)  # fmt: skip
+def test_sizes(count, text):
+    assert screen.size(count) == text
+
+
+@pytest.mark.parametrize(
+    ("bits", "text"),
+    [(0, "0 bit/s"), (999, "999 bit/s"), (1000, "1.0 kbit/s"), (2_500_000, "2.5 Mbit/s"), (4e9, "4.0 Gbit/s"),
+     (5e12, "5000.0 Gbit/s")],
+)  # fmt: skip
+def test_rates(bits, text):
+    assert screen.rate(bits) == text
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [([], "    "), ([0, 0], "    "), ([8], "   █"), ([1, 8], "  ▁█"), ([0.001, 8], "  ▁█"), ([9, 1, 2, 4, 8], "▁▂▄█")],
+)  # fmt: skip
+def test_sparklines(values, text):
+    assert screen.sparkline(values, 4) == text
