@@ -125,6 +125,31 @@ def leaves_one_out(raw):
     raw.send(raw.seal(frame.PING, bytes(8)))
 
 
+def swaps(raw):
+    one, two = raw.seal(frame.PING, bytes(8)), raw.seal(frame.PING, bytes(8))
+    raw.send(two, one)
+
+
+def reflects(raw):
+    """What the server said itself, at the same place of the other direction."""
+    raw.send(raw.receive_sealed())
+
+
+def sends_what_another_connection_said(raw):
+    with RawClient(raw.network, "mallory") as other:
+        other.join(session=raw.welcome.session.hex(), token=raw.welcome.token.hex(), index=1)
+        while other.frames_sent < raw.frames_sent:
+            assert other.ping()
+        # The same counter, and keys of another handshake.
+        raw.send(other.seal(frame.PING, bytes(8)))
+        leave(other)
+
+
+def goes_on_with_an_old_key(raw):
+    """After REKEY, without going on to the next traffic secret."""
+    raw.send(raw.seal(frame.REKEY, b""), raw.seal(frame.PING, bytes(8)))
+
+
 def floods(raw):
     raw.send(*(raw.seal(frame.PING, bytes(8)) for _ in range(1000)))
 
@@ -205,6 +230,10 @@ CASES = {
         "changed type": (changes_the_type, "a frame is not authentic"),
         "replayed": (replays, "a frame is not authentic"),
         "one left out": (leaves_one_out, "a frame is not authentic"),
+        "swapped": (swaps, "a frame is not authentic"),
+        "reflected": (reflects, "a frame is not authentic"),
+        "of another connection": (sends_what_another_connection_said, "a frame is not authentic"),
+        "old key": (goes_on_with_an_old_key, "a frame is not authentic"),
     },
     "entry": {
         "none": (puts(b""), "DATA frame without a packet"),

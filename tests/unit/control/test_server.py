@@ -648,6 +648,66 @@ def test_a_worker_is_told_that_a_connection_replaces_another(site, server):
     assert live(site, server, joins=first.welcome, replaces=True).message["replaces"]
 
 
+# replay
+
+
+class Recorder:
+    """A socket that keeps what went over it, both ways."""
+
+    def __init__(self, sock):
+        self._socket = sock
+        self.sent = self.received = b""
+
+    def sendall(self, data):
+        self.sent += data
+        self._socket.sendall(data)
+
+    def recv(self, size):
+        data = self._socket.recv(size)
+        self.received += data
+        return data
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self._socket.close()
+
+
+def records(stream):
+    """A TLS stream, record by record (RFC 8446 section 5.1)."""
+    while stream:
+        size = 5 + int.from_bytes(stream[3:5], "big")
+        yield stream[:size]
+        stream = stream[size:]
+
+
+def test_a_recorded_handshake_says_nothing_to_a_server(site, server, caplog):
+    """Every byte of a connection that got in, again: as it was, in another order, in part, and the other way round."""
+    recorder = Recorder(connected(server.port))
+    with shaken(recorder, site.clients["alice"]) as shake:
+        shake.send(handshake.encode(HELLO))
+        shake.receive_message()
+        shake.finish()
+        (message,) = until(lambda: server.workers.told("attach"))
+    server.established(message["connection"])
+    before = state(server)
+
+    said = list(records(recorder.sent))
+    assert len(said) > 3
+    orders = [said, said * 2, said[::-1], said[1:], said[:1] + said[:1], list(records(recorder.received))]
+    orders += [said[:at] + said[at + 1 :] for at in range(len(said))]
+    for order in orders:
+        with connected(server.port) as sock:
+            sock.sendall(b"".join(order))
+            sock.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(ConnectionResetError):
+                while sock.recv(4096):
+                    pass
+    assert state(server) == before
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
 # workers
 
 

@@ -133,6 +133,12 @@ def test_the_server_refuses_tls_1_2(authority, server):
     refused(both(server, old)[0], "tls", "unsupported_protocol")
 
 
+def test_the_handshake_does_not_rely_on_the_context_for_its_version(directory, authority):
+    made = context(directory, "server", authority.issue("server", "server"))
+    made.minimum_version = made.maximum_version = ssl.TLSVersion.TLSv1_2
+    refused(both(made, unchecked(authority.issue(), newest=ssl.TLSVersion.TLSv1_2))[0], "tls", "version 1.3")
+
+
 @pytest.mark.parametrize("alpn", [(), ("http/1.1",), ("bulkvpn/2",), ("bulkvpn/11",)])
 def test_the_server_refuses_another_alpn(authority, server, alpn):
     refused(both(server, unchecked(authority.issue(), alpn))[0], "tls", "bulkvpn/1")
@@ -321,12 +327,54 @@ def attempt(function):
     return None
 
 
+def test_a_recorded_server_says_nothing_to_a_client(server, client):
+    """Another hello of the client wants another answer, whatever a server once said."""
+    replayed = []
+    far, near = socket.socketpair()
+    middle, end = socket.socketpair()
+
+    def relay(source, sink, kept):
+        while data := source.recv(4096):
+            kept.append(data)
+            sink.sendall(data)
+
+    with far, near, middle, end:
+        running = [gevent.spawn(relay, near, middle, []), gevent.spawn(relay, middle, near, replayed)]
+        ends = tls.Handshake(end, server), tls.Handshake(far, client, "server")
+        gevent.joinall([gevent.spawn(one.authenticate) for one in ends], raise_error=True)
+        gevent.killall(running)
+    assert replayed
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(b"".join(replayed))
+        theirs.shutdown(socket.SHUT_WR)
+        with pytest.raises(RemoteError) as caught:
+            tls.Handshake(ours, client, "server").authenticate()
+        assert caught.value.reason == "tls"
+
+
+def test_no_ticket_and_no_resumption(server, client, authority):
+    """Each connection checks the certificate anew: there is nothing that a client could come back with."""
+    ours, theirs = socket.socketpair()
+    sessions = []
+    with ours, theirs:
+        here, there = tls.Handshake(ours, server), tls.Handshake(theirs, unchecked(authority.issue()), "server")
+        gevent.joinall([gevent.spawn(one.authenticate) for one in (here, there)], raise_error=True)
+        # A ticket would come with what the server says next.
+        here.send(b"\0\2{}")
+        assert there.receive_message() == b"{}"
+        sessions.append(there._tls.session)
+        assert not there._tls.session_reused and not here._tls.session_reused
+    assert not sessions[0].has_ticket
+
+
 # Contexts
 
 
 def test_what_the_daemon_s_context_insists_on(server, client):
     for made in (server, client):
         assert made.minimum_version == made.maximum_version == ssl.TLSVersion.TLSv1_3
+        assert not made.hostname_checks_common_name
         assert made.verify_mode == ssl.CERT_REQUIRED and made.verify_flags & ssl.VERIFY_X509_STRICT
         assert not made.post_handshake_auth and made.keylog_filename is None
         assert len(made.get_ca_certs()) == 1

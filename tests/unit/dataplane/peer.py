@@ -86,10 +86,12 @@ class Peer:
         self._socket.close()
 
 
-def joined(is_small):
-    """Two TCP sockets; is_small: between them there is room for some 30 KiB."""
+def joined(is_small, segment=None):
+    """Two TCP sockets; is_small: between them there is room for some 30 KiB. segment: bytes at once, at most."""
     ours = socket.socket()
     with socket.socket() as listener:
+        for sock in (listener, ours) if segment else ():
+            sock.setsockopt(socket.SOL_TCP, socket.TCP_MAXSEG, segment)
         for sock in (listener, ours) if is_small else ():
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)

@@ -1,10 +1,12 @@
 """dataplane.connection over real sockets: two connections that face each other, and peers by hand that misbehave."""
 
+import fcntl
 import itertools
 import mmap
 import os
 import socket
 import struct
+import termios
 import time
 
 import gevent
@@ -425,16 +427,24 @@ def test_a_peer_that_reads_nothing_cannot_keep_its_connection(facing):
 
 @pytest.mark.parametrize("reason", ["refused", "shutdown"])
 def test_nothing_comes_from_a_peer_that_is_refused(facing, reason):
-    peer, end = facing()
+    peer, end = facing(is_small=True)
     peer.send(frame.DATA, payload(*many(1)))
     until(lambda: len(end.written) == 1)
-    peer.send(frame.DATA, payload(*many(1, first=1)))
+    # It reads nothing, so CLOSE has to wait.
+    end.give(many(80))
+    until(lambda: end.connection._full_since)
     end.connection.close(reason)
     assert not end.worker.live, "it takes no more packets either"
-    peer.write(peer.sealed(frame.DATA, payload(*many(1, first=2))))
+    peer.send(frame.DATA, payload(*many(1, first=1)))
+    if reason == "shutdown":
+        until(lambda: len(end.written) == 2)
+    else:
+        until(lambda: any(fcntl.ioctl(end.socket, termios.FIONREAD, bytes(4))), "it came")
+        for _ in range(20):
+            gevent.sleep(0.001)
+        assert len(end.written) == 1
     assert list(peer.frames())[-1] == (frame.CLOSE, reason.encode())
     until(lambda: end.end)
-    assert len(end.written) == 1 if reason == "refused" else end.written
 
 
 def test_a_silent_peer(facing):
