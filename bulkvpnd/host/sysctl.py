@@ -241,11 +241,11 @@ class Ledger:
 
     def _save(self, state):
         """Writes it whole or not at all; an empty one goes."""
+        new = self._state_path.with_suffix(".new")
+        new.unlink(missing_ok=True)  # a crash may have left one
         if not state:
             self._state_path.unlink(missing_ok=True)
             return
-        new = self._state_path.with_suffix(".new")
-        new.unlink(missing_ok=True)
         descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
             os.fchmod(descriptor, 0o644)  # whatever the umask: instances of other users read it too

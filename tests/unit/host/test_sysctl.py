@@ -241,6 +241,15 @@ def test_a_crash_beside_a_live_instance_leaves_it_what_it_wants(tree, ledger_of,
     assert read(tree, key) == "212992"
 
 
+def test_what_a_crash_left_half_written_goes(shared, ledger_of):
+    ledger = ledger_of()
+    ledger.want("net.core.rmem_max", "1000000")
+    (file,) = shared.glob("sysctl-*.json")
+    file.with_suffix(".new").write_text("{")
+    ledger.restore()
+    assert list(shared.iterdir()) == []
+
+
 def test_two_instances_of_one_name(tree, ledger_of, start_other):
     start_other("server", "net.core.rmem_max", "1000000")
     outcome = ledger_of("server").want("net.core.rmem_max", "2000000")
