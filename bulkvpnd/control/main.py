@@ -131,13 +131,13 @@ class Main:
         changes = undo.enter_context(Changes(sysctl.Ledger(directory, configuration.name),
                                              firewall.Firewall(configuration.name)))
         undo.callback(self._settle, changes)
-        tuner = Tuner(configuration, self._tun.name, changes)
-        tuner.start()
         role = _ROLES[configuration.mode](configuration, self._revocations.context, self._tun,
                                           ciphers.offer(configuration), self._on_ready, self._on_failure)
         role.changes = changes
-        role.on_addresses = tuner.know
         role.prepare()
+        tuner = Tuner(configuration, self._tun.name, changes)
+        tuner.start()
+        role.on_addresses = tuner.know
         workers = role.workers = Workers(self._tun, configuration.frame_size, role, role.isolation)
         undo.callback(workers.stop)
         workers.start()

@@ -21,8 +21,6 @@ USUAL_MTU = 1500
 FORWARDING = ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding")
 STRICT, LOOSE = "1", "2"
 """Values of rp_filter, after RFC 3704 (ip-sysctl.rst)."""
-ALWAYS = "2"
-"""Value of accept_ra: also on a machine that forwards (ip-sysctl.rst)."""
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
 """asm-generic/socket.h"""
 
@@ -96,10 +94,6 @@ def _forwards(key, situation, ledger):
     return situation.forwards
 
 
-def _takes_advertisements(key, situation, ledger):
-    return situation.forwards and (ledger.read(key) == "1" or ledger.is_wanted(key))
-
-
 TIPS = (
     Tip("socket-memory",
         ("net.core.rmem_max", "net.core.wmem_max", "net.ipv4.tcp_rmem", "net.ipv4.tcp_wmem"),
@@ -112,8 +106,6 @@ TIPS = (
     Tip("wan-mtu", ("mtu {outer}",), lambda options: options.wan_mtu and str(options.wan_mtu)),
     Tip("udp-gro-forwarding", ("rx-udp-gro-forwarding {outer}",),
         lambda options: "on" if options.udp_gro_forwarding else None, needed=_forwards),
-    # A machine that forwards IPv6 no longer takes its own default route from router advertisements, except with 2.
-    Tip("tuning", ("net/ipv6/conf/{outer}/accept_ra",), lambda options: ALWAYS, needed=_takes_advertisements),
 )
 
 

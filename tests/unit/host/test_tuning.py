@@ -19,7 +19,6 @@ FOUND = {
     "net/ipv4/ip_forward": "0",
     "net/ipv4/conf/all/rp_filter": "0",
     "net/ipv4/conf/bulk0/rp_filter": "0",
-    "net/ipv6/conf/veth9/accept_ra": "1",
 }
 SERVER = Situation("bulk0", ("veth9",), forwards=True)
 
@@ -57,7 +56,6 @@ def test_applied_and_restored(tree, ledger):
     assert (tree / "net/core/wmem_max").read_text() == "33554432\n"
     assert (tree / "net/ipv4/tcp_rmem").read_text() == "4096 131072 16777216\n"
     assert (tree / "net/core/netdev_max_backlog").read_text() == "10000\n"
-    assert (tree / "net/ipv6/conf/veth9/accept_ra").read_text() == "2\n"
     ledger.restore()
     assert {key: (tree / key).read_text() for key in FOUND} == {key: value + "\n" for key, value in FOUND.items()}
 
@@ -83,15 +81,8 @@ def test_loose_only_where_it_would_be_strict(tree, ledger, of_all, of_device, op
 
 
 def test_what_is_for_a_machine_that_forwards(ledger):
-    forwarding = {"rx-udp-gro-forwarding veth9", "net/ipv6/conf/veth9/accept_ra"}
-    assert forwarding <= wanted(ledger).keys()
-    assert not forwarding & wanted(ledger, Situation("bulk0", ("veth9",))).keys()
-
-
-@pytest.mark.parametrize("value", ["0", "2"])
-def test_advertisements_that_are_not_taken_stay_so(tree, ledger, value):
-    (tree / "net/ipv6/conf/veth9/accept_ra").write_text(value)
-    assert "net/ipv6/conf/veth9/accept_ra" not in wanted(ledger)
+    assert "rx-udp-gro-forwarding veth9" in wanted(ledger)
+    assert "rx-udp-gro-forwarding veth9" not in wanted(ledger, Situation("bulk0", ("veth9",)))
 
 
 def test_every_outer_device_and_no_device(ledger):
