@@ -8,8 +8,8 @@ identity for good is never leased to another.
 import ipaddress
 import json
 import logging
-import os
 
+from bulkvpnd.control.latest import LatestFile
 from bulkvpnd.protocol.errors import Refused
 
 log = logging.getLogger(__name__)
@@ -20,14 +20,15 @@ LEASES_MAX = 65536
 
 class Pool:
     """networks: (IPv4Network or None, IPv6Network or None). path: of the lease file. fixed: {identity: {4 or 6:
-    address}} of those who keep theirs for good.
+    address}} of those who keep theirs for good. file: its writer, a latest.LatestFile; None makes one.
 
     The server's own addresses are the first of each network.
     """
 
-    def __init__(self, networks, path, fixed=None):
+    def __init__(self, networks, path, fixed=None, file=None):
         self._networks = [network for network in networks if network is not None]
         self._path = path
+        self._file = file or LatestFile(path, "leases")
         self._fixed = fixed or {}
         self._reserved = self._reserve()
         self._leases = {}  # identity: (number of the host within each network), oldest use first
@@ -126,11 +127,9 @@ class Pool:
                 self._leases[identity] = number
 
     def save(self):
-        """Writes the leases, whole or not at all. A full disk costs the memory of leases, never the tunnel."""
-        temporary = self._path.with_suffix(".new")
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            temporary.write_text(json.dumps({"leases": self._leases}), encoding="ascii")
-            os.replace(temporary, self._path)
-        except OSError as error:
-            log.warning("%s: leases cannot be written: %s", self._path, error.strerror, extra={"limited": True})
+        """Has the leases written soon. A full disk costs the memory of leases, never the tunnel."""
+        self._file.save(lambda: json.dumps({"leases": self._leases}))
+
+    def flush(self):
+        """Waits, for a limited time, until they are."""
+        self._file.flush()

@@ -354,6 +354,7 @@ class Server:
         with gevent.Timeout(2, False):
             while self._sessions.connections:
                 gevent.sleep(0.01)
+        self._pool.flush()
 
     # What is shown
 

@@ -13,11 +13,31 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from bulkvpnd.control.pool import Pool
+from bulkvpnd.control import pool as pool_module
+from bulkvpnd.control.latest import LatestFile
 from bulkvpnd.protocol.errors import Refused
 
 SMALL = (ipaddress.ip_network("10.86.0.0/29"), None)  # five clients: 10.86.0.2 to 10.86.0.6
 BOTH = (ipaddress.ip_network("10.86.0.0/24"), ipaddress.ip_network("fd86::/126"))  # two: fd86::2 and fd86::3
+
+
+class Nowhere:
+    """Where nothing is written, which is quick."""
+
+    def save(self, make_text):
+        make_text()
+
+
+class AtOnce(LatestFile):
+    """What was saved is in the file when save() returns."""
+
+    def save(self, make_text):
+        super().save(make_text)
+        self.flush()
+
+
+def Pool(networks, path, fixed=None):
+    return pool_module.Pool(networks, path, fixed, AtOnce(path, "leases"))
 
 
 @pytest.fixture
@@ -174,7 +194,7 @@ def test_any_file_leaves_a_pool_that_works(data):
     with tempfile.TemporaryDirectory() as directory:
         path = pathlib.Path(directory, "leases.json")
         path.write_bytes(data)
-        pool = Pool(SMALL, path)
+        pool = pool_module.Pool(SMALL, path, file=Nowhere())
         assert sorted(used(pool, f"client{at}") for at in range(5)) == [f"10.86.0.{at}" for at in range(2, 7)]
 
 

@@ -108,6 +108,7 @@ def live(site, server, *arguments, **changes):
     """As admit; its first authentic frame has come."""
     admitted = admit(site, server, *arguments, **changes)
     server.established(admitted.number)
+    server._pool.flush()  # what writes the lease has a descriptor
     return admitted
 
 
