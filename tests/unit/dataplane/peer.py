@@ -92,6 +92,8 @@ def joined(is_small, segment=None):
     with socket.socket() as listener:
         for sock in (listener, ours) if segment else ():
             sock.setsockopt(socket.SOL_TCP, socket.TCP_MAXSEG, segment)
+            # BBR would pace by what it saw while this process had no CPU.
+            sock.setsockopt(socket.SOL_TCP, socket.TCP_CONGESTION, b"reno")
         for sock in (listener, ours) if is_small else ():
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
