@@ -80,7 +80,7 @@ def towards(addresses):
             # OSError: an address with a zone, as link-local ones have.
             with contextlib.suppress(NetlinkError, OSError):
                 found = route.route("get", dst=address, family=socket.AF_INET6 if ":" in address else socket.AF_INET)
-                indexes += _outgoing(found[0])
+                indexes += [index for one in found for index in _outgoing(one)]
         if addresses is None:
             for family in (socket.AF_INET, socket.AF_INET6):
                 routes = [one for one in route.route("dump", family=family) if _is_default(one)]
@@ -89,9 +89,9 @@ def towards(addresses):
                 indexes += _outgoing(routes[0]) if routes else []
         names = []
         for index in dict.fromkeys(indexes):
-            (link,) = route.get_links(index)
-            if not link["flags"] & IFF_LOOPBACK:
-                names.append(link.get_attr("IFLA_IFNAME"))
+            # One that went meanwhile has none.
+            names += [link.get_attr("IFLA_IFNAME") for link in route.get_links(index)
+                      if not link["flags"] & IFF_LOOPBACK]
         return names
 
 
@@ -107,11 +107,10 @@ def _outgoing(route):
 
 
 def _link(route, device):
-    indexes = route.link_lookup(ifname=device)
-    if not indexes:
-        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
-    (link,) = route.get_links(indexes[0])
-    return link
+    for index in route.link_lookup(ifname=device):
+        for link in route.get_links(index):
+            return link
+    raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
 
 
 @contextlib.contextmanager
