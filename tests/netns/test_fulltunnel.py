@@ -21,6 +21,8 @@ from bulkvpnd.admin import namespaces
 
 HERE = pathlib.Path(__file__).parent
 WEB = {4: "198.51.100.2", 6: "2001:db8:64::2"}
+SERVER = {4: "198.51.100.1", 6: "2001:db8:64::1"}
+"""The server as the client knows it: behind a default route, as on the Internet."""
 OUTSIDE = {4: "192.0.2.2", 6: "2001:db8::2"}
 ETH_P_ALL = 3
 """linux/if_ether.h"""
@@ -52,7 +54,7 @@ class Wire:
                 elif protocol == 0x86DD:
                     found.add(socket.inet_ntop(socket.AF_INET6, data[24:40]))
         neighbours = {one for one in found if one.startswith(("ff02:", "fe80:"))}
-        return found - neighbours - {"192.0.2.1", "2001:db8::1"}
+        return found - neighbours - set(SERVER.values())
 
     def close(self):
         self._socket.close()
@@ -110,7 +112,7 @@ def net(tmp_path):
                 host.ip("route", "add", "default", "via", way)
         log = tmp_path / "queries"
         log.touch()
-        web.start([sys.executable, HERE / "webhost.py", log, "vpn.test=192.0.2.1", f"web.test={WEB[4]}",
+        web.start([sys.executable, HERE / "webhost.py", log, f"vpn.test={SERVER[4]}", f"web.test={WEB[4]}",
                    f"web.test={WEB[6]}"])
         wait_until(lambda: web.listening(80), 10, "the web host listens")
         yield Net(network, web, log)
@@ -139,7 +141,7 @@ def test_everything_goes_through_the_tunnel(net, wire):
     assert wire.sent() == set()
     assert net.network.ping(4) and net.network.ping(6)
     # A connection that is lost comes back outside the tunnel.
-    net.client.run(["ss", "-K", "dst", "192.0.2.1"], check=False)
+    net.client.run(["ss", "-K", "dst", SERVER[4]], check=False)
     client.wait_connections(4)
     assert client.stop() == 0
     assert not (changed := "\n".join(snapshot.differences(before, snapshot.take(net.client)))), changed
@@ -282,3 +284,42 @@ def test_two_full_tunnels_do_not_lead_into_each_other(net):
     assert net.get(WEB[4]) == "10.86.0.3"
     assert second.stop() == 0
     assert not (changed := "\n".join(snapshot.differences(before, snapshot.take(net.client)))), changed
+
+
+def test_the_switch_lets_neighbours_find_each_other(net):
+    """Over IPv6 nothing is reached before a neighbour has answered."""
+    net.client.ip("-6", "neigh", "flush", "dev", "veth0")
+    net.network.start_server().wait_ready()
+    client = net.network.start_client("--redirect-gateway=yes", "--kill-switch=yes", f"--remote=[{SERVER[6]}]")
+    client.wait_ready()
+    client.wait_connections(4)
+    assert net.get(WEB[6]) == "fd86::2"
+    assert client.stop() == 0
+
+
+@pytest.mark.parametrize("switch", ["no", "yes"])
+def test_what_is_forwarded_for_others(net, wire, switch):
+    """A guest behind the client, such as a container, gets no further than the client itself."""
+    with namespaces.Host(namespaces.unique_name("bulkvpn-test-g")) as guest:
+        namespaces.link(net.client, guest, ["10.44.0.1/24"], ["10.44.0.2/24"], device="veth2")
+        guest.ip("route", "add", "default", "via", "10.44.0.1")
+        net.client.run(["sysctl", "-q", "-w", "net.ipv4.ip_forward=1"])
+        client = net.start_client("--redirect-gateway=yes", f"--kill-switch={switch}")
+        wait_until(lambda: client.lines("failed: Connection refused"), 20, "a try that failed")
+        wire.sent()
+        guest.run(["ping", "-n", "-c", "1", "-W", "1", WEB[4]], check=False)
+        assert (WEB[4] in wire.sent()) == (switch == "no")
+        assert client.stop() == 0
+
+
+def test_a_failure_after_it_was_up_leaves_the_switch_closed(net, wire):
+    before = snapshot.take(net.client)
+    net.network.start_server().wait_ready()
+    client = net.start_client("--redirect-gateway=yes", "--kill-switch=yes").wait_ready()
+    net.client.ip("link", "delete", "bulk0")
+    wait_until(lambda: namespaces.exited(client.process), 20, "it ends")
+    assert client.stop() == 1
+    assert not leaks(net, wire)
+    assert net.start_client("--redirect-gateway=yes", "--kill-switch=yes").wait_ready().stop() == 0
+    changed = "\n".join(snapshot.differences(before, snapshot.take(net.client)))
+    assert not changed, changed
