@@ -15,9 +15,9 @@ import gevent
 
 from bulkvpnd.control import policy
 from bulkvpnd.control.resolver import Resolver
-from bulkvpnd.host import killswitch, redirect, routes
+from bulkvpnd.host import gateway, killswitch, redirect, routes
 from bulkvpnd.host.dns import Dns
-from bulkvpnd.host.firewall import Unavailable
+from bulkvpnd.host.firewall import FirewallError, Unavailable
 from bulkvpnd.host.redirect import Redirect
 from bulkvpnd.host.routes import Routes
 
@@ -97,6 +97,7 @@ class ClientNetwork:
     def take(self, welcome):
         """A session has begun and the device has its addresses. Raises LinkError, OSError."""
         self._welcome = welcome
+        self._guard()
         self._lead()
         if self.mark:
             self._redirect.apply(_carried(welcome))
@@ -104,6 +105,14 @@ class ClientNetwork:
         # In a greenlet of its own, because other programs do it, which take their time.
         self._naming.kill()
         self._naming = gevent.spawn(self._name)
+
+    def _guard(self):
+        """Packets for the own addresses come by the tunnel or not at all."""
+        interfaces = [one for one in (self._welcome.ipv4, self._welcome.ipv6) if one]
+        try:
+            self._changes.firewall.apply("own-addresses", gateway.own_addresses(self._device, interfaces))
+        except FirewallError as error:
+            log.warning("other interfaces may reach the addresses in the tunnel: %s", error)
 
     def _lead(self):
         """The routes of single networks."""

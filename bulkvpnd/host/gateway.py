@@ -19,6 +19,19 @@ RTPROT_RA = 9
 FORWARDING = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
 
 
+def own_addresses(device, interfaces):
+    """The objects by which packets for this end's addresses in the tunnel come from the tunnel, or not at all.
+
+    As wg-quick(8) has it. Without it whoever shares a network with this machine could send to the addresses inside the
+    tunnel, or try out from the answers what goes on there (CVE-2019-14899).
+    """
+    elsewhere = meta("iifname", device, negated=True)
+    return chain("own_addresses", "prerouting", RAW, *(
+        [elsewhere, address("daddr", interface.ip), source_type("local", negated=True), *DROP]
+        for interface in interfaces
+    ))
+
+
 def rules(device, interfaces, nat, client_to_client):
     """The objects of the firewall's part "gateway".
 
@@ -26,13 +39,7 @@ def rules(device, interfaces, nat, client_to_client):
     whether the pools are masqueraded. client_to_client: whether the kernel may send back into the tunnel what came
     from it.
     """
-    elsewhere = meta("iifname", device, negated=True)
-    # As wg-quick(8) has it. Without it whoever shares a network with this machine could send to the addresses inside
-    # the tunnel, or try out from the answers what goes on there (CVE-2019-14899).
-    objects = chain("own_addresses", "prerouting", RAW, *(
-        [elsewhere, address("daddr", interface.ip), source_type("local", negated=True), *DROP]
-        for interface in interfaces
-    ))
+    objects = own_addresses(device, interfaces)
     if not client_to_client:
         objects += chain("hairpin", "forward", FILTER, [meta("iifname", device), meta("oifname", device), *DROP])
     if nat:

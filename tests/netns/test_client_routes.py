@@ -137,3 +137,16 @@ def test_an_interface_that_is_taken_away(network):
     assert client.stop() == 1
     assert client.lines("stopping: the TUN device bulk0 was removed")
     unchanged(before, network.client)
+
+
+def test_the_address_in_the_tunnel_is_not_reached_another_way(network):
+    """From the network that the client is in: here the server's machine, past its own tunnel."""
+    network.start_server().wait_ready()
+    client = network.start_client().wait_ready()
+    assert network.ping()
+    network.server.ip("route", "add", "10.86.0.2/32", "via", "192.0.2.2", "dev", "veth0")
+    ask = ["ping", "-n", "-c", "1", "-W", "1", "-I", "192.0.2.1", "10.86.0.2"]
+    assert network.server.run(ask, check=False).returncode != 0
+    network.client.run(["nft", "delete", "table", "inet", "bulkvpnd_client"])
+    assert network.server.run(ask, check=False).returncode == 0, "it was the rule that dropped it"
+    assert client.stop() == 0

@@ -57,7 +57,10 @@ class Firewall:
     def apply(self, part, objects):
         if self._failure:
             raise self._failure
-        self._told.append((part,))
+        if part == "own-addresses":
+            self.guarded = str(objects)
+        else:
+            self._told.append((part,))
 
     def hold(self, *parts):
         self.held = parts
@@ -118,6 +121,15 @@ def test_nothing_is_done_unless_it_is_wanted(make):
     named(client)
     assert client.told == [("dns", [], [], False)]
     assert client.changes.firewall.held == ()
+
+
+def test_addresses_in_the_tunnel_are_reached_by_the_tunnel(make):
+    client = make()
+    client.take(welcome(ipv6=None))
+    assert "10.86.0.2" in client.changes.firewall.guarded and "fd86" not in client.changes.firewall.guarded
+    client.take(welcome(ipv4="10.86.0.9/24"))
+    assert all(one in client.changes.firewall.guarded for one in ("10.86.0.9", "fd86::2"))
+    assert "10.86.0.2" not in client.changes.firewall.guarded
 
 
 def test_pushed_routes_pass_the_policy(make, caplog):
@@ -193,6 +205,8 @@ def test_without_nftables(make, caplog):
     missing = Unavailable("nftables: missing; run: apt install python3-nftables")
     make(redirect_gateway="yes", failure=missing)
     assert "answers of the server will be dropped: nftables: missing" in caplog.text
+    make(failure=missing).take(welcome())
+    assert "may reach the addresses in the tunnel: nftables: missing" in caplog.text
     with pytest.raises(Unavailable):
         make(redirect_gateway="yes", kill_switch="yes", failure=missing)
 
