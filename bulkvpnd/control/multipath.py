@@ -92,7 +92,8 @@ class Multipath:
         was_member = self._is_member.get(prefix, False)
         try:
             if self._role.carries(prefix):
-                membership.apply(self._role.outer_addresses())
+                # A server may have thousands of them, so they are looked at only to join.
+                membership.apply(() if was_member else self._role.outer_addresses())
                 is_member, why_not = True, None
             else:
                 membership.undo()
