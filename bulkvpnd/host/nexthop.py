@@ -13,6 +13,7 @@ that are needed are packed here. Errors are OSError with the kernel's errno and,
 
 import dataclasses
 import errno
+import functools
 import ipaddress
 import os
 import socket
@@ -93,6 +94,19 @@ class Route:
     hops: dict
 
 
+def _understood(function):
+    """Makes an answer of another shape than linux/*.h has an OSError too."""
+
+    @functools.wraps(function)
+    def called(*arguments, **options):
+        try:
+            return function(*arguments, **options)
+        except (struct.error, ValueError, OverflowError):
+            raise OSError(errno.EBADMSG, "the kernel's answer is not understood") from None
+
+    return called
+
+
 class Netlink:
     """A socket to the kernel's routing, as a context manager."""
 
@@ -113,6 +127,7 @@ class Netlink:
 
     # Hops and groups
 
+    @_understood
     def nexthops(self):
         """{id: NextHop} of this network namespace. EOPNOTSUPP: the kernel has no such objects (Linux before 5.3)."""
         found = {}
@@ -164,6 +179,7 @@ class Netlink:
 
     # Routes
 
+    @_understood
     def routes(self, version, protocol=0, containing=None):
         """[Route] of the main table for IP `version`, 4 or 6.
 
@@ -216,6 +232,7 @@ class Netlink:
 
     # The exchange with the kernel
 
+    @_understood
     def _do(self, kind, flags, body):
         self._send(kind, NLM_F_ACK | flags, body)
         for _ in self._answers():
