@@ -95,7 +95,7 @@ class Main:
         return self.message("status", request=request)
 
     def attach(self, addresses=(THERE,), number=1, session=1, index=0, head=None, is_small=False, networks=(),
-               **changed):
+               replaces=False, **changed):
         """The Peer of a new connection, which is not established yet."""
         ours, theirs = joined(is_small)
         peer = Peer(theirs)
@@ -104,7 +104,7 @@ class Main:
             "attach", [ours.fileno()], connection=number, index=index, session=session,
             addresses=[address.hex() for address in addresses], any_address=False, networks=networks, cipher=CIPHER,
             secret_out=OURS.hex(), secret_in=THEIRS.hex(), settings={**SETTINGS, **changed},
-            head=head(peer).hex() if head else "", replaces=False,
+            head=head(peer).hex() if head else "", replaces=replaces,
         )  # fmt: skip
         ours.close()
         return peer
@@ -139,6 +139,33 @@ def descriptors(main):
 
 def state(main):
     return pathlib.Path(f"/proc/{main.process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+# Replacement
+
+
+@pytest.mark.parametrize("replaces", [False, True])
+def test_a_connection_takes_over_with_its_first_authentic_frame(main, replaces):
+    worker = main()
+    old = worker.establish()
+    fresh = worker.attach(number=2, replaces=replaces)
+    # Until then everything goes the old way.
+    worker.tun.send(entry(1, 1))
+    assert old.data(1) == [entry(1, 1)]
+    fresh.send(frame.PING, bytes(8))
+    worker.message("established", connection=2)
+    worker.tun.send(entry(1, 2))
+    assert fresh.data(1) == [entry(1, 2)]
+    if replaces:
+        frames = [old.frame()]
+        while frames[-1][0] != frame.CLOSE:
+            frames.append(old.frame())
+        assert frames[-1] == (frame.CLOSE, b"moved") and frame.DATA not in [kind for kind, _ in frames]
+        old.send(frame.CLOSE, b"moved")
+    else:
+        # Whether it is to go, the main process says.
+        worker.send("detach", connection=1, reason="replaced")
+    assert worker.message("closed", connection=1)["clean"]
 
 
 # The link
