@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -71,6 +72,8 @@ def find(one, host):
 def run(tmp_path):
     def in_a_network_of_its_own(program):
         """As root of a user namespace (user_namespaces(7)). Returns what it printed as JSON lines."""
+        if not shutil.which("ip"):
+            pytest.skip("needs ip of iproute2")
         unshare = ["unshare", "--map-root-user", "--net"]
         if subprocess.run([*unshare, "true"], capture_output=True).returncode:
             pytest.skip("needs user namespaces, see unshare(1)")

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -48,6 +49,8 @@ def way(address, mark=0):
 
 def run(program):
     """In a user namespace, where everybody may do this (user_namespaces(7)). Returns what it printed as JSON lines."""
+    if not shutil.which("ip"):
+        pytest.skip("needs ip of iproute2")
     unshare = ["unshare", "--map-root-user", "--net"]
     if subprocess.run([*unshare, "true"], capture_output=True).returncode:
         pytest.skip("needs user namespaces, see unshare(1)")
