@@ -7,7 +7,7 @@ The main process keeps every queue open, because the kernel renumbers the rest w
 import errno
 import fcntl
 import os
-import pathlib
+import socket
 import struct
 import sys
 
@@ -97,7 +97,11 @@ class Tun:
 
     def is_up(self):
         """Whether the device still exists; it can be deleted from outside."""
-        return pathlib.Path("/sys/class/net", self.name).exists()
+        # Not in /sys, which may be that of another network namespace (NetworkNamespacePath= of systemd).
+        try:
+            return bool(socket.if_nametoindex(self.name))
+        except OSError:
+            return False
 
     def close(self):
         """Closes every queue, and with the last one the device is gone."""
