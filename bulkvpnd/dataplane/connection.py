@@ -12,7 +12,6 @@ Both greenlets belong to this connection alone: whatever goes wrong in them ends
 the hub for one thing, which its own watcher or `_wake` brings; nothing else may block in them.
 """
 
-import socket
 import struct
 import time
 
@@ -21,6 +20,7 @@ from gevent.event import Event
 from gevent.hub import get_hub
 
 from bulkvpnd.dataplane import frames, tcpinfo
+from bulkvpnd.dataplane.pathrate import PathRate
 from bulkvpnd.dataplane.sendqueue import SendQueue
 from bulkvpnd.protocol import frame, packet
 from bulkvpnd.protocol.errors import RemoteError
@@ -31,27 +31,6 @@ RECEIVE_EXTRA = 256 * 1024
 """Bytes of the receive buffer beyond one frame, so that one system call can bring several (choice)."""
 QUIET_BYTES = 4096
 """Bytes between two ticks that a quiet connection may receive (choice: a page)."""
-FRAME_TIME = 0.002
-"""Seconds that a frame may occupy a slow path: a sparse flow waits that long at most for the one before (choice)."""
-FAST_RATE = 50e6
-"""Bytes a second above which no path is slow: the largest frame takes 5 ms. A socket that is full at such a rate
-mostly waits for a CPU at the far end, and short frames would cost more of it (benchmarks, cpu_s_per_gb; choice)."""
-BUDGET_MIN = 4 * 1024
-"""Bytes; smaller frames would cost more CPU time than they save time on the path (choice)."""
-UNSENT_RANGE = (4 * 1024, 128 * 1024)
-"""Bytes, TCP_NOTSENT_LOWAT: least and most (choice; the larger is DSVPN's value)."""
-STANDING_TIME = 0.004
-"""Seconds of data that a connection may keep in queues of the path, beyond STANDING_TRIPS round trips (choice)."""
-STANDING_TRIPS = 3
-"""Round trips of data that the kernel may hold for a slow path: one is on its way, one for growth, one for what is
-sent again (choice)."""
-STANDING_MIN = 24 * 1024
-"""Bytes (choice)."""
-LONG_PATH = 0.01
-"""Seconds of round trip above which that is left to the congestion control: there a queue adds little to the way
-itself, and what was lost and is sent again needs the room (benchmarks, lossy_mbps)."""
-RATE_PERIOD = 0.02
-"""Seconds over which the rate of a full socket is measured (choice)."""
 STALL_TIME = 1.0
 """Seconds after which what waits for a socket that takes nothing is dropped: nobody wants it any more (choice)."""
 CLOSE_TIME = 5.0
@@ -62,9 +41,6 @@ DIRECT_MIN = 16 * 1024
 """Bytes of a run of packets that are sealed where they lie; less is copied, and may share a frame with the next run:
 a frame costs as much as copying this (benchmarks, tcp4)."""
 
-TCP_NOTSENT_LOWAT = 25
-SO_BUF_LOCK = 72
-"""linux/tcp.h, asm-generic/socket.h; Python has no names for them."""
 _READ, _WRITE = 1, 2  # of libev
 
 _STAMP = struct.Struct(">Q")
@@ -121,12 +97,7 @@ class Connection:
         self._left = None  # a sealed frame and its size, of which the socket took `_left[2]` bytes
         self._full_since = None  # when the socket took no more; None while it does
         self._writable = None  # watcher
-        self._rate = None  # bytes a second that a full socket took
-        self._rate_since = None
-        self._rate_bytes = 0
-        self._unsent_limit = UNSENT_RANGE[1]
-        self._standing_limit = None  # SO_SNDBUF, where it was set here
-        self._owns_sndbuf = settings["sndbuf"] is None
+        self._path = PathRate(sock, self._frame_size, owns_sndbuf=settings["sndbuf"] is None)
         self._close_by = None
         self._farewell = None  # the CLOSE that follows what is queued
         self._outbound_ended = False
@@ -237,9 +208,8 @@ class Connection:
                     self._farewell = None
                     continue
                 self._is_idle = True
-                self._rate_since = None
-                # It took all there was: the path may be faster than it seemed.
-                queue.budget = min(2 * queue.budget, self._frame_size)
+                self._path.idle()
+                queue.budget = self._path.budget
                 hub.switch()
                 continue
             if queue.budget < self._frame_size:
@@ -299,7 +269,7 @@ class Connection:
             except BlockingIOError:
                 sent = 0
             self.bytes_out += sent
-            self._rate_bytes += sent
+            self._path.sent += sent
             if sent == len(data):
                 return
             data = data[sent:]
@@ -307,9 +277,8 @@ class Connection:
 
     def _wait_writable(self):
         hub = get_hub()
-        if self._rate_since is None:
-            self._rate_since, self._rate_bytes = time.monotonic(), 0
         self._full_since = time.monotonic()
+        self._path.full(self._full_since)
         self._queue.is_full = True
         if self._writable is None:
             self._writable = hub.loop.io(self._socket.fileno(), _WRITE)
@@ -320,54 +289,8 @@ class Connection:
             self._writable.stop()
         self._full_since = None
         self._queue.is_full = False
-        self._measure(time.monotonic())
-
-    def _measure(self, now):
-        """What a full socket takes is what the path carries; frames and the kernel's share are cut to that."""
-        elapsed = now - self._rate_since
-        if elapsed < RATE_PERIOD:
-            return
-        rate = self._rate_bytes / elapsed
-        self._rate_since, self._rate_bytes = now, 0
-        # Up at once, down in some steps: what fills the kernel's buffer at first is no rate of the path.
-        self._rate = rate if self._rate is None or rate > self._rate else (self._rate + rate) / 2
-        is_fast = self._rate >= FAST_RATE
-        self._queue.budget = self._frame_size if is_fast else int(max(self._rate * FRAME_TIME, BUDGET_MIN))
-        least, most = UNSENT_RANGE
-        limit = int(min(max(self._rate * FRAME_TIME, least), most))
-        if not 0.75 < limit / self._unsent_limit < 1.33:
-            self._unsent_limit = limit
-            self._socket.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, limit)
-        if self._owns_sndbuf:
-            self._limit_standing()
-
-    def _limit_standing(self):
-        """Bounds what the kernel holds, on its way and unsent: what is more only stands in a queue of the path.
-
-        BBR keeps some 15 packets of each connection beyond what the path holds, cubic fills every queue that there is.
-        """
-        round_trip = tcpinfo.read(self._socket).least_round_trip
-        if self._queue.budget == self._frame_size or round_trip > LONG_PATH:
-            if self._standing_limit is not None:
-                self._standing_limit = None
-                self._socket.setsockopt(socket.SOL_SOCKET, SO_BUF_LOCK, 0)
-            return
-        if not self._sndbuf_can_be_freed():
-            self._owns_sndbuf = False
-            return
-        limit = int(max(self._rate * (STANDING_TRIPS * round_trip + STANDING_TIME), STANDING_MIN))
-        if self._standing_limit is None or not 0.75 < limit / self._standing_limit < 1.33:
-            self._standing_limit = limit
-            # The kernel doubles it, for its own overhead: socket(7).
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, limit)
-
-    def _sndbuf_can_be_freed(self):
-        """Whether the kernel can go back to its autotuning, which needs Linux 5.14."""
-        try:
-            self._socket.getsockopt(socket.SOL_SOCKET, SO_BUF_LOCK)
-        except OSError:
-            return False
-        return True
+        self._path.writable(time.monotonic())
+        self._queue.budget = self._path.budget
 
     def close(self, reason):
         """Sends CLOSE behind what is being sent, then ends. reason: one of frame.CLOSE_REASONS."""
