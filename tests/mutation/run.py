@@ -31,20 +31,27 @@ sys.path[:0] = [str(HERE), str(ROOT)]
 from mutants import mutants  # noqa: E402
 
 MODULES = {
-    # module below bulkvpnd/: tests that concern it, below tests/unit; the ones that notice most come first
-    "protocol/errors.py": ["protocol/test_handshake.py"],
-    "protocol/frame.py": ["protocol/test_frame.py", "dataplane/test_connection.py"],
-    "protocol/keys.py": ["protocol/test_keys.py", "protocol/test_handshake.py", "dataplane/test_connection.py"],
-    "protocol/aead.py": ["protocol/test_aead.py"],
-    "protocol/handshake.py": ["protocol/test_handshake.py"],
-    "protocol/packet.py": ["protocol/test_packet.py", "dataplane/test_connection.py", "dataplane/test_sendqueue.py"],
-    "control/admission.py": ["control/test_admission.py"],
-    "control/session.py": ["control/test_session.py", "control/test_server.py"],
-    "control/listener.py": ["control/test_listener.py"],
+    # module below bulkvpnd/: (mutants whose name has this regular expression, tests that concern it, below tests/unit);
+    # the tests that notice most come first
+    "protocol/errors.py": ("", ["protocol/test_handshake.py"]),
+    "protocol/frame.py": ("", ["protocol/test_frame.py", "dataplane/test_connection.py"]),
+    "protocol/keys.py": ("", ["protocol/test_keys.py", "protocol/test_handshake.py", "dataplane/test_connection.py"]),
+    "protocol/aead.py": ("", ["protocol/test_aead.py"]),
+    "protocol/handshake.py": ("", ["protocol/test_handshake.py"]),
+    # What a peer sent. The rest handles packets of our own kernel.
+    "protocol/packet.py": (
+        "^(inspect|_check_vnet|_transport|module)",
+        ["protocol/test_packet.py", "dataplane/test_connection.py", "dataplane/test_sendqueue.py"],
+    ),
+    "control/session.py": ("", ["control/test_session.py", "control/test_server.py"]),
 }
+"""Not yet: control/listener.py and control/admission.py, whose survivors nobody has judged."""
 SURVIVORS = HERE / "survivors.md"
-TIMEOUT = 120
-"""Seconds for all tests of one mutant on a busy machine (choice); one that hangs counts as noticed."""
+BASELINE_MAX = 1800
+"""Seconds for the tests of one module without a mutant (choice)."""
+TIMEOUT_FACTOR, TIMEOUT_MIN = 5, 60
+"""A mutant that takes so many times the baseline, and so many seconds, hangs, and counts as noticed (choice: on a busy
+machine the same tests may take three times as long)."""
 MEMORY_MAX = 4 << 30
 """Bytes of address space for one mutant: some of them allocate without end (choice)."""
 
@@ -64,9 +71,10 @@ def justified():
 
 
 def all_mutants(module, only=""):
-    """Yields those of `module` whose name matches the regular expression `only`."""
+    """Yields those of `module` whose name matches the regular expression `only`, and its own in MODULES."""
     path = ROOT / "bulkvpnd" / module
-    return (one for one in mutants(path.read_text("utf-8"), str(path)) if re.search(only, one.name))
+    found = mutants(path.read_text("utf-8"), str(path))
+    return (one for one in found if re.search(only, one.name) and re.search(MODULES[module][0], one.name))
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -101,8 +109,11 @@ def _preload():
     hypothesis.settings.load_profile("mutation")
 
 
-def _is_noticed(module, tests, code):
-    """Whether one of `tests` fails. In a fork, so that the code under test is imported anew."""
+def _is_noticed(module, tests, code, timeout):
+    """Whether one of `tests` fails, or all of them take longer than `timeout` seconds.
+
+    In a fork, so that the code under test is imported anew.
+    """
     process = os.fork()
     if process == 0:
         try:
@@ -120,7 +131,7 @@ def _is_noticed(module, tests, code):
             os._exit(0)
         finally:
             os._exit(2)
-    deadline = time.monotonic() + TIMEOUT
+    deadline = time.monotonic() + timeout
     while True:
         done, status = os.waitpid(process, os.WNOHANG)
         if done:
@@ -138,13 +149,15 @@ def survivors(module, tests, only, report, jobs):
     only: as of all_mutants. Raises SystemExit if the tests fail without a mutant.
     """
     path = ROOT / "bulkvpnd" / module
-    if _is_noticed(module, tests, compile(path.read_text("utf-8"), str(path), "exec")):
+    begun = time.monotonic()
+    if _is_noticed(module, tests, compile(path.read_text("utf-8"), str(path), "exec"), BASELINE_MAX):
         raise SystemExit(f"{module}: its tests fail as it is")
+    timeout = max(TIMEOUT_MIN, TIMEOUT_FACTOR * (time.monotonic() - begun))
     found = []
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
 
         def check(mutant):
-            if not _is_noticed(module, tests, mutant.code):
+            if not _is_noticed(module, tests, mutant.code, timeout):
                 found.append(mutant)
                 report(mutant)
 
@@ -173,7 +186,7 @@ def main(arguments=None):
         for module in chosen.modules or MODULES:
             known = {name for name in justified().get(module, {}) if re.search(chosen.only, name)}
             started = time.monotonic()
-            tests = chosen.tests or MODULES[module]
+            tests = chosen.tests or MODULES[module][1]
             found = survivors(module, tests, chosen.only, _print, chosen.jobs)
             made = len(list(all_mutants(module, chosen.only)))
             names = {mutant.name for mutant in found}

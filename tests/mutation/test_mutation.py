@@ -65,19 +65,19 @@ def test_what_is_justified_is_a_mutant_of_today_and_has_a_reason():
 
 def test_every_module_with_a_check_of_hostile_input_is_in_the_table():
     assert {f"protocol/{path.name}" for path in (ROOT / "bulkvpnd/protocol").glob("[a-z]*.py")} <= set(MODULES)
-    for module, tests in MODULES.items():
+    for module, (_, tests) in MODULES.items():
         assert (ROOT / "bulkvpnd" / module).is_file()
         assert tests and all((ROOT / "tests/unit" / test).is_file() for test in tests)
 
 
 def test_a_mutant_that_survives_is_reported():
     """Only the wrong tests: they import the module and notice little of it."""
-    status, output = run("protocol/errors.py", "--tests", "protocol/test_frame.py")
+    status, output = run("protocol/errors.py", "--tests", "protocol/test_frame.py", timeout=300)
     assert status == 1 and "unjustified: Refused.__init__: super().__init__(message) -> pass" in output, output
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("module", MODULES)
 def test_no_mutant_survives_without_a_reason(module):
-    status, output = run(module, "--jobs", "2", timeout=5400)
+    status, output = run(module, "--jobs", "2", timeout=7200)
     assert status == 0, output
