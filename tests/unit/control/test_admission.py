@@ -329,7 +329,7 @@ class Door(RuleBasedStateMachine):
 
 
 TestDoor = Door.TestCase
-TestDoor.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestDoor.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 
 
 # The pace of one identity
