@@ -35,6 +35,8 @@ SOURCES_MAX = 16384
 BURST, RATE = 256, 16.0
 """Handshakes of one identity: at once, and then for each second. A client of 64 connections may lose all of them four
 times in a row; 16 handshakes a second are about 5 % of a CPU (choice)."""
+_NONE = (float("-inf"), False)
+"""A penalty that was over long ago."""
 IDENTITIES_MAX = 16384
 """Identities whose rate is remembered; a pool seldom has more addresses (choice)."""
 
@@ -86,14 +88,14 @@ class Admission:
         self._per_source = per_source
         self._penalty_max = penalty_max
         self._chance = chance
-        self._strangers, self._known_ones = _Room(), _Room()
+        self._rooms = {True: _Room(), False: _Room()}  # whether the source is known: its room
         self._places = {}  # source: [Place]
         self._penalties = {}  # source: (when it has served them, whether it is turned away until then)
         self._known = {}  # source: when it last authenticated
         self.counters = dict.fromkeys(("admitted", "crowded", "source_full", "penalised", "failed"), 0)
 
     def __len__(self):
-        return len(self._strangers) + len(self._known_ones)
+        return sum(map(len, self._rooms.values()))
 
     def arrive(self, address, now):
         """A connection was accepted.
@@ -104,7 +106,7 @@ class Admission:
         if self.is_penalised(source, now):
             self.counters["penalised"] += 1
             return None, None, "penalised"
-        room = self._known_ones if self.is_known(source, now) else self._strangers
+        room = self._rooms[self.is_known(source, now)]
         own = self._places.get(source, ())
         victim = why = None
         if len(own) >= self._per_source:
@@ -126,12 +128,11 @@ class Admission:
 
     def _is_crowded(self, count):
         """The rule of MaxStartups, sshd_config(5)."""
-        if count < self._start:
-            return False
         if count >= self._full:
             return True
-        chance = self._rate + (100 - self._rate) * (count - self._start) / (self._full - self._start)
-        return self._chance() * 100 < chance
+        return count >= self._start and self._chance() * 100 < (
+            self._rate + (100 - self._rate) * (count - self._start) / (self._full - self._start)
+        )
 
     def speaks(self, place, now):
         """The first bytes of a connection came."""
@@ -142,7 +143,7 @@ class Admission:
     def overdue(self, before):
         """The silent places that are older than `before`, a time; the caller lets each fail."""
         found = []
-        for room in (self._strangers, self._known_ones):
+        for room in self._rooms.values():
             for place in room.silent:
                 if place.since > before:
                     break
@@ -163,7 +164,7 @@ class Admission:
         source = place.source
         if not self._penalty_max or self.is_known(source, now):
             return 0.0
-        until, is_out = self._penalties.get(source, (now, False))
+        until, is_out = self._penalties.get(source, _NONE)
         if until <= now:
             until, is_out = now, False
         until = min(until + PENALTIES[how], now + self._penalty_max)
@@ -183,7 +184,7 @@ class Admission:
 
     def is_penalised(self, source, now):
         """Whether a source is turned away."""
-        until, is_out = self._penalties.get(source, (now, False))
+        until, is_out = self._penalties.get(source, _NONE)
         return is_out and now < until
 
     def is_known(self, source, now):
