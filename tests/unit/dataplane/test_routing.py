@@ -424,6 +424,7 @@ def test_no_client_gets_to_another(network, offset):
     is_other = any(address.version == one.version and address in one for one in map(ipaddress.ip_network, ISOLATED))
     is_other = is_other and address.packed not in (HERE, SERVER6)
     assert verdicts[source, address.packed] == ("client_to_client" if is_other else None)
+    assert verdicts[THERE, HERE] is None and verdicts[THERE6, SERVER6] is None
 
 
 def test_an_address_has_one_owner_and_the_last_one_it_is():
