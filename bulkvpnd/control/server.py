@@ -26,6 +26,9 @@ from bulkvpnd.service import REASON_MAX, printable
 
 log = logging.getLogger(__name__)
 
+CRASH_SECONDS = 2.0
+"""Seconds that another device may still have our addresses: that of a crashed run goes with the last of its workers
+(choice)."""
 PENDING_SECONDS = 5.0
 """Seconds that a connection may wait for its first authentic frame (choice)."""
 PACE_PAUSE = 1.0
@@ -74,7 +77,15 @@ class Server:
     def prepare(self):
         """What has to be on the machine before anything else runs. Raises LinkError or FirewallError."""
         interfaces = self._pool.server_interfaces
-        link.check_free(self._tun.name, interfaces)
+        deadline = time.monotonic() + CRASH_SECONDS
+        while True:
+            try:
+                link.check_free(self._tun.name, interfaces)
+                break
+            except link.LinkError:
+                if time.monotonic() > deadline:
+                    raise
+                gevent.sleep(0.05)
         gateway.apply(self._configuration, self.changes, self._tun.name, interfaces)
 
     def start(self):

@@ -140,6 +140,12 @@ class Link:
     def __init__(self):
         self.calls = []
         self.failure = None
+        self.taken = 0  # how often somebody else has the addresses still
+
+    def check_free(self, name, interfaces):
+        self.taken -= 1
+        if self.taken >= 0:
+            raise self.LinkError("taken")
 
     def set_addresses(self, name, interfaces):
         if self.failure:

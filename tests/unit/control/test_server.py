@@ -226,6 +226,20 @@ def test_the_device_gets_the_first_addresses(start):
     assert server.link.calls == [("addresses", "bulk0", ["10.86.0.1/24", "fd86::1/64"])]
 
 
+def test_the_device_of_a_crashed_run_may_take_a_moment_to_go(start, monkeypatch):
+    server = start()
+    applied = []
+    monkeypatch.setattr(server_module.gateway, "apply", lambda *arguments: applied.append(arguments[2]))
+    server.link.taken = 3
+    server.prepare()
+    assert applied == ["bulk0"]
+    monkeypatch.setattr(server_module, "CRASH_SECONDS", 0.1)
+    server.link.taken = 10**6
+    with pytest.raises(server.link.LinkError):
+        server.prepare()
+    assert applied == ["bulk0"]
+
+
 def test_join_goes_to_the_next_worker_with_keys_of_its_own(site, server):
     first = live(site, server)
     second = live(site, server, joins=first.welcome, index=1)
