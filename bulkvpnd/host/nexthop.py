@@ -189,8 +189,7 @@ class Netlink:
         family = FAMILIES[version]
         bits = int(containing) if containing is not None else None
         found = []
-        for body in self._dump(RTM_GETROUTE, RTM_NEWROUTE,
-                               _ROUTE.pack(family, 0, 0, 0, RT_TABLE_MAIN, protocol, 0, 0, 0)):
+        for body in self._dump_routes(_ROUTE.pack(family, 0, 0, 0, RT_TABLE_MAIN, protocol, 0, 0, 0)):
             _, length, _, _, table, made_by, _, _, _ = _ROUTE.unpack_from(body)
             attributes = _attributes(body[_ROUTE.size :])
             if table != RT_TABLE_MAIN or protocol not in (0, made_by):
@@ -246,6 +245,13 @@ class Netlink:
             if not any(flags & NLM_F_DUMP_INTR for _, flags, _ in messages):
                 return [body for kind, _, body in messages if kind == answered]
         raise OSError(errno.EINTR, os.strerror(errno.EINTR))
+
+    def _dump_routes(self, body):
+        try:
+            return self._dump(RTM_GETROUTE, RTM_NEWROUTE, body)
+        except FileNotFoundError:
+            # A network namespace that never had a route of this version has no such table either.
+            return []
 
     def _send(self, kind, flags, body):
         self._sequence += 1

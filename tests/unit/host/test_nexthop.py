@@ -72,6 +72,12 @@ def test_a_listing_that_changed_meanwhile_is_asked_for_again():
     assert len(made._sock.sent) == nexthop.DUMP_TRIES
 
 
+def test_a_table_that_never_had_a_route_is_empty():
+    assert netlink((nexthop.NLMSG_ERROR, 0, struct.pack("=i", -errno.ENOENT))).routes(4) == []
+    with pytest.raises(FileNotFoundError):
+        netlink((nexthop.NLMSG_ERROR, 0, struct.pack("=i", -errno.ENOENT))).delete(1)
+
+
 def test_the_kernels_reason_is_the_errors():
     request = HEADER.pack(HEADER.size, nexthop.RTM_DELNEXTHOP, 0, 1, 0)
     text = struct.pack("=HH", 4 + 8, nexthop.NLMSGERR_ATTR_MSG) + b"no such\0"
