@@ -107,7 +107,8 @@ class Admission:
             self.counters["penalised"] += 1
             return None, None, "penalised"
         room = self._rooms[self.is_known(source, now)]
-        own = self._places.get(source, ())
+        # In the order in which they came; who came first may have begun to speak last.
+        own = sorted(self._places.get(source, ()), key=lambda one: one.since)
         victim = why = None
         if len(own) >= self._per_source:
             why = "source_full"

@@ -98,6 +98,14 @@ def test_who_speaks_has_time_enough_and_then_none():
     assert place and victim is places[-1]
 
 
+def test_of_one_source_who_has_spoken_for_longest_goes():
+    door = Admission(8, 30, 8, 2, 60.0, lambda: 0.5)
+    first, second = (door.arrive("192.0.2.1", 0.0)[0] for _ in range(2))
+    door.speaks(second, 0.0)
+    door.speaks(first, 1.0)
+    assert door.arrive("192.0.2.1", 1.0 + PATIENCE)[1:] == (second, "source_full")
+
+
 def test_a_source_that_has_all_of_its_places_pays_itself():
     door = made(start=9, full=9, per_source=2)
     other = door.arrive(NEIGHBOUR, 0)[0]
