@@ -627,10 +627,11 @@ def help_text(option):
     return option.help + (f" ({'; '.join(notes)})" if notes else "")
 
 
-def load(arguments):
+def load(arguments, text=None):
     """Reads the command line and the file it names.
 
-    arguments: list of str, without the program's name. Returns (Configuration, argparse.Namespace).
+    arguments: list of str, without the program's name. text: what the file says, where it need not be read.
+    Returns (Configuration, argparse.Namespace).
     Raises ConfigurationError; SystemExit for --help and --version.
     """
     if "--" in arguments:
@@ -642,7 +643,8 @@ def load(arguments):
     name = _config_argument(arguments)
     file = file_parser.name = pathlib.Path(name or "")
     informs = {"-h", "--help", "--version"} & set(arguments)
-    text = read_secret_file(file) if name and not informs else ""
+    if text is None:
+        text = read_secret_file(file) if name and not informs else ""
     namespace = parser.parse_args(arguments, config_file_contents=text, env_vars={})
     from_file = set()
     for source, settings in parser.get_source_to_settings_dict().items():

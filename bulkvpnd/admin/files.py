@@ -18,13 +18,16 @@ class CommandError(Exception):
 
 
 @contextlib.contextmanager
-def about(path, problem):
-    """Turns an OSError inside into a CommandError that names `path`, the problem and the mend."""
+def about(path, problem, missing="run bulkvpnctl pki init first, or name the right --directory"):
+    """Turns an OSError inside into a CommandError that names `path`, the problem and the mend.
+
+    missing: the mend where there is no such file.
+    """
     mends = {
         errno.EACCES: "run it as root",
         errno.EPERM: "run it as root",
         errno.EEXIST: "nothing is overwritten; choose another name, or move it away first",
-        errno.ENOENT: "run bulkvpnctl pki init first, or name the right --directory",
+        errno.ENOENT: missing,
     }
     try:
         yield
@@ -43,11 +46,30 @@ def read(file):
     return config.read_secret_file(file)
 
 
+def read_any(file):
+    """Text of a file, whoever may read it, or of standard input for ``-``; at most config.MAX_FILE_SIZE bytes.
+
+    Raises CommandError.
+    """
+    with about(file, "cannot be read", "name a file that is there"), contextlib.ExitStack() as stack:
+        stream = sys.stdin.buffer if str(file) == "-" else stack.enter_context(open(file, "rb"))
+        raw = stream.read(config.MAX_FILE_SIZE + 1)
+    if len(raw) > config.MAX_FILE_SIZE:
+        raise CommandError(f"{file}: has more than {config.MAX_FILE_SIZE} bytes, so it is no configuration; name one")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        raise CommandError(f"{file}: is not UTF-8 text, so it is no configuration; name one") from None
+
+
 def write_out(text):
     """To standard output, at once. Raises CommandError."""
     with about("standard output", "cannot be written"):
         try:
             print(text, end="", flush=True)
+        except UnicodeEncodeError:
+            raise CommandError("standard output: cannot show this text; set a locale with UTF-8, such as "
+                               "LC_ALL=C.UTF-8") from None
         except OSError:
             # What stays in the buffer would fail once more when the interpreter exits, and make the status 120.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -100,7 +122,7 @@ def _temporary(file, text, mode):
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(temporary, flags, 0o600)
     try:
-        with os.fdopen(descriptor, "w", encoding="ascii") as stream:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
             stream.write(text)
             stream.flush()
             os.fchmod(descriptor, mode)
