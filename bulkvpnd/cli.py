@@ -12,11 +12,14 @@ COMMANDS = {
     "pki": ("pki", "make the certificate authority, the server's and the clients' certificates"),
     "status": ("status", "show the sessions, connections and counters of running instances"),
     "multipath": ("multipath", "show which networks the instances here carry together"),
+    "import": ("install", "install a client's configuration, and start it"),
+    "import-openvpn": ("openvpn", "make a configuration from one of OpenVPN"),
     "init-instances": ("instances", "write the configurations of several instances that work as one"),
     "tune": ("tune", "show what the kernel is tuned with, or tune it by hand"),
     "top": ("top", "show the sessions of running instances, live"),
     "metrics": ("metrics", "print the metrics of running instances, as Prometheus reads them"),
     "demo": ("demo", "measure a tunnel between two network namespaces on this machine"),
+    "explain": ("explain", "print what the manual says of an option, a cause of drops or a metric"),
     "example": ("example", "print a commented configuration with every option"),
 }
 
@@ -39,7 +42,12 @@ def bulkvpnd(arguments=None):
 
 def bulkvpnctl(arguments=None):
     """Runs one command. Returns its exit status: 0 done, 1 failed, 64 wrong usage."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    completes = "_ARGCOMPLETE" in os.environ
+    if completes:
+        # A shell that completes a line gives the line and no arguments: debian/completions.
+        arguments = os.environ.get("COMP_LINE", "").split()[1:]
+    elif arguments is None:
+        arguments = sys.argv[1:]
     parser = _Parser(prog="bulkvpnctl", description="Administrator's tool of the bulk VPN daemon.", allow_abbrev=False,
                      epilog="The manual is bulkvpnctl(8).")
     parser.add_argument("--version", action="version", version=f"bulkvpnctl {__version__}")
@@ -50,6 +58,10 @@ def bulkvpnctl(arguments=None):
         if name == wanted:
             # Only the command that runs is imported: most need neither cryptography nor a terminal library.
             importlib.import_module(f"bulkvpnd.admin.{module}").add_arguments(command)
+    if completes:
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
     namespace = parser.parse_args(arguments)
     module = importlib.import_module(f"bulkvpnd.admin.{COMMANDS[namespace.command][0]}")
     try:

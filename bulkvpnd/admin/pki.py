@@ -8,16 +8,18 @@ never readable by others, not even while it is written.
 import argparse
 import contextlib
 import datetime
+import io
 import ipaddress
 import json
 import os
 import pathlib
 import re
 import secrets
+import shutil
 import sys
 
 from bulkvpnd import config, pki
-from bulkvpnd.admin import files, register
+from bulkvpnd.admin import files, oneline, register
 
 DAYS = 3650
 """How long a certificate is valid: ten years (choice). Nothing renews one by itself, so expiry would be an outage."""
@@ -105,12 +107,13 @@ def _add(arguments):
     server = _server_name(base)
     certificate, key = _issue(base, (ca, ca_key), arguments.name, "client", now, arguments.days)
     text = _client_configuration(arguments, now, remotes, server, {"ca": ca, "certificate": certificate, "key": key})
+    text = _FORMS[arguments.form](text)
     with contextlib.ExitStack() as undo:
         record = register.path(base, register.IN_USE, arguments.name)
         files.create(record, certificate, 0o644)
         # A configuration that nobody got must not keep its name taken.
         undo.callback(record.unlink, missing_ok=True)
-        _hand_over(text, arguments.output)
+        _hand_over(text, arguments.output, warn=arguments.form == "file")
         undo.pop_all()
 
 
@@ -229,7 +232,7 @@ def _client_configuration(arguments, now, remotes, server, blocks):
             "",
             "On the client: install it as /etc/bulkvpn/client.conf, owner root, mode 0600, then",
             "    systemctl enable --now bulkvpnd@client",
-            "Every option is in bulkvpn.conf(5).",
+            "(bulkvpnctl import does both.) Every option is in bulkvpn.conf(5).",
         ),
         (
             ("mode", "client"),
@@ -257,13 +260,37 @@ def _issue(base, authority, name, role, now, days):
     return register.named(base / "pki", pki.issue, *authority, name, role, now, days)
 
 
-def _hand_over(text, output):
+def _line(text):
+    return oneline.encode(config.FileParser().parse(io.StringIO(text))) + "\n"
+
+
+def _qr_code(text):
+    """The line as a QR code in block characters. Raises CommandError where the terminal is too small for it."""
+    import segno
+
+    code = segno.make(_line(text).strip(), error="l", boost_error=False, micro=False, mode="alphanumeric")
+    columns, lines = code.symbol_size(border=_QUIET)[0], code.symbol_size(border=_QUIET)[1] // 2 + 2
+    have = shutil.get_terminal_size()
+    if sys.stdout.isatty() and (have.columns < columns or have.lines < lines):
+        raise files.CommandError(f"--qr: needs a terminal of {columns} columns and {lines} lines, and this one has "
+                                 f"{have.columns} and {have.lines}; enlarge it, or use --line")
+    out = io.StringIO()
+    code.terminal(out, border=_QUIET, compact=True)
+    return out.getvalue()
+
+
+_QUIET = 2
+"""Modules of margin. ISO/IEC 18004 wants 4, and readers are content with 2, which saves columns (choice)."""
+_FORMS = {"file": lambda text: text, "line": _line, "qr": _qr_code}
+
+
+def _hand_over(text, output, warn=True):
     """What holds a private key, to a new file or standard output."""
     if output:
         files.create(output, text, 0o600)
         return
     files.write_out(text)
-    if sys.stdout.isatty():
+    if warn and sys.stdout.isatty():
         print(
             "bulkvpnctl: that was a private key; to have it in a file that others cannot read, "
             "use --output FILE, or: (umask 077; bulkvpnctl pki add ... > client.conf)",
@@ -368,6 +395,10 @@ COMMANDS = {
         _DAYS,
         option("connections", help=f"parallel TCP connections (default {config.BY_NAME['connections'].default})"),
         _OUTPUT,
+        ("--line", {"action": "store_const", "dest": "form", "const": "line", "default": "file",
+                    "help": "as one line, which bulkvpnctl import takes too"}),
+        ("--qr", {"action": "store_const", "dest": "form", "const": "qr", "default": "file",
+                  "help": "as a QR code of that line, in block characters"}),
     )),
     "renew": (_renew, "make another certificate for a name that has one", (
         _NAME,

@@ -24,7 +24,7 @@ ARROWS = {
     # part: (parts that it may import besides itself, packages that are not in the standard library)
     "__init__": (set(), set()),
     "__main__": ({"cli"}, set()),
-    "cli": ({"config", "control", "admin", "dataplane"}, {"gevent"}),
+    "cli": ({"config", "control", "admin", "dataplane"}, {"argcomplete", "gevent"}),
     "config": (set(), {"configargparse"}),
     "pki": ({"config"}, {"cryptography"}),
     "metrics": (set(), {"prometheus_client"}),
@@ -36,7 +36,7 @@ ARROWS = {
     "host": (set(), {"nftables", "pyroute2"}),
     "control": ({"config", "hardening", "host", "metrics", "pki", "protocol", "service", "workerlink"},
                 {"dns", "gevent", "prometheus_client"}),
-    "admin": ({"config", "host", "metrics", "pki"}, {"rich"}),
+    "admin": ({"config", "host", "metrics", "pki"}, {"rich", "segno"}),
 }
 FORBIDDEN = {
     # part: what of the standard library it may not import either

@@ -21,12 +21,14 @@ EXPOSURE_MAX = 2.0
 DEBIAN_PACKAGES = {
     # name in setup.cfg: Debian's name, as dh_python3 has it
     "ConfigArgParse": "python3-configargparse",
+    "argcomplete": "python3-argcomplete",
     "cryptography": "python3-cryptography",
     "dnspython": "python3-dnspython",
     "gevent": "python3-gevent",
     "pyroute2": "python3-pyroute2",
     "prometheus-client": "python3-prometheus-client",
     "rich": "python3-rich",
+    "segno": "python3-segno",
     "systemd-python": "python3-systemd",
 }
 
