@@ -17,8 +17,11 @@ import pathlib
 import shutil
 import socket
 import tempfile
+import zlib
 
 from bulkvpnd import config, pki, workerlink
+from bulkvpnd.admin import oneline
+from bulkvpnd.admin import openvpn as admin_openvpn
 from bulkvpnd.control import clients as control_clients
 from bulkvpnd.control import pool, tls
 from bulkvpnd.dataplane import routing
@@ -285,11 +288,33 @@ def planted(data):
         raise ValueError("found")
 
 
+def one_line(data):
+    """What a configuration on one line unpacks to; as a line itself, too."""
+    packed = base64.b32encode(zlib.compress(data, 1)).decode()
+    for line in (oneline.PREFIX + packed, oneline.PREFIX + data.decode("utf-8", "replace")):
+        with contextlib.suppress(ValueError):
+            text = oneline.decode(line)
+            with contextlib.suppress(config.ConfigurationError):
+                config.FileParser().parse(io.StringIO(text))
+
+
+def openvpn(data):
+    """A configuration of OpenVPN: what it becomes is one of ours."""
+    try:
+        found = admin_openvpn.carry(admin_openvpn.parse(data.decode("utf-8", "replace")))
+    except admin_openvpn.SyntaxProblem as error:
+        assert error.line >= 1
+        return
+    items = config.FileParser().parse(io.StringIO(admin_openvpn._text("x", found, {})))
+    assert items.pop("mode") == found.mode and set(items) == set(found.settings)
+    assert all(reason.isprintable() for _, _, reason in found.notes)
+
+
 TARGETS = {
     function.__name__: function
     for function in (
         header, close, payload, outbound, hello, welcome, prefix, stranger, certificate, revocations, configuration,
-        clients, leases, worker,
+        clients, leases, worker, one_line, openvpn,
     )
 }  # fmt: skip
 

@@ -123,6 +123,7 @@ def test_whatever_the_text_is_the_result_is_a_configuration_or_a_line_to_blame(t
         ("dns server 0 address 10.8.0.1 fd00::1\ndns search-domains a.example",
          {"dns": ["10.8.0.1", "fd00::1"], "dns-search": "a.example"}),
         ("verb 0", {"log-level": "error"}), ("verb 3", {"log-level": "info"}), ("verb 6", {"log-level": "debug"}),
+        ("verb 0\nverb 3", {"log-level": "info"}),
         ("cipher AES-256-GCM", {"cipher": "aes-256-gcm"}),
         ("data-ciphers CHACHA20-POLY1305", {"cipher": "chacha20-poly1305"}),
         ("data-ciphers AES-256-GCM:AES-128-GCM:CHACHA20-POLY1305", {"cipher": "auto"}),
@@ -218,6 +219,13 @@ def test_certificates_are_taken_only_if_the_daemon_would(tmp_path, ctl):
     status, out, error = ctl("import-openvpn", file)
     assert status == 0 and "-----BEGIN" not in out and "PRIVATE" not in error
     assert error.count("not taken, since") == 3 and "ca.crt: cannot be read" in error
+    other = ctl("pki", "add", "other", "--remote", "x", "--directory", site)[1]
+    (tmp_path / "ca.crt").write_text(blocks["ca"])
+    file.write_text(text.partition("<key>")[0] + "<key>" + other.partition("<key>")[2])
+    status, out, error = ctl("import-openvpn", file)
+    assert status == 0 and "-----BEGIN" not in out and "key: does not belong to the certificate" in error
+    (tmp_path / "ca.crt").unlink()
+    file.write_text(text)
     os.mkfifo(tmp_path / "ca.crt")
     assert "is not a regular file" in ctl("import-openvpn", file)[2]
     file.write_text(text.partition("<key>")[0])
