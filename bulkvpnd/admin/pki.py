@@ -232,7 +232,8 @@ def _client_configuration(arguments, now, remotes, server, blocks):
             "",
             "On the client: install it as /etc/bulkvpn/client.conf, owner root, mode 0600, then",
             "    systemctl enable --now bulkvpnd@client",
-            "(bulkvpnctl import does both.) Every option is in bulkvpn.conf(5).",
+            "Both is what this does: bulkvpnctl import FILE --start",
+            "Every option is in bulkvpn.conf(5).",
         ),
         (
             ("mode", "client"),
