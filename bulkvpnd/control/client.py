@@ -34,6 +34,11 @@ log = logging.getLogger(__name__)
 
 PAUSE_MIN = 0.5
 """Seconds before the first new try (choice)."""
+RESTART_TIME = 15.0
+"""Seconds for which the pauses stay short after a server said goodbye or a connection that had worked ended, where
+nothing listens: it may be starting again (choice: twice what a start takes on a slow machine)."""
+SHUTDOWN = "closed by the peer: shutdown"
+"""What a worker reports of a CLOSE with this reason."""
 LIVED = 10.0
 """Seconds after which a connection counts as one that worked: the next pause is short again (choice)."""
 EARLY = 0.2
@@ -79,6 +84,7 @@ class Client:
         self._revoked = {}
         self._was_ready = False
         self._was_up = False
+        self.commands = {}
 
     def prepare(self):
         """What has to be on the machine before anything else runs. Raises FirewallError."""
@@ -91,20 +97,26 @@ class Client:
         indexes = range(self._configuration.connections)
         self._greenlets = [gevent.spawn(self._dial_forever, index) for index in indexes]
 
+    def reconfigure(self, configuration):
+        """Another configuration, whose options that need a restart are the same, is in force."""
+        self._configuration = configuration
+        self.network.reconfigure(configuration)
+
     # One dialler
 
     def _dial_forever(self, index):
-        pause = PAUSE_MIN
+        pause, hurry_until = PAUSE_MIN, 0.0
         remotes = itertools.cycle(self._configuration.remote)
         remote = next(remotes)
         while True:
+            is_down = False
             try:
                 connection = self._keep(index, remote, self._dial(index, remote))
                 ended = connection.ended.get()
                 log.info("connection %d ended: %s", index, ended,
                          extra={"CONNECTION": index, "REASON": ended, "limited": True})
-                if time.monotonic() - connection.since > LIVED:
-                    pause = PAUSE_MIN
+                if ended == SHUTDOWN or time.monotonic() - connection.since > LIVED:
+                    pause, hurry_until = PAUSE_MIN, time.monotonic() + RESTART_TIME
             except Refused as refused:
                 retry = handshake.REFUSALS.get(refused.reason, True)
                 log.log(logging.INFO if retry else logging.ERROR, "connection %d: %s", index, refused,
@@ -112,6 +124,7 @@ class Client:
             except gevent.Timeout:
                 self._failed(index, remote, f"no answer within {self._configuration.handshake_timeout} s")
             except (RemoteError, OSError) as error:
+                is_down = isinstance(error, ConnectionRefusedError)
                 self._failed(index, remote, getattr(error, "strerror", None) or str(error))
             except Exception:
                 # Our own bug: it may cost this try, never the dialler.
@@ -119,7 +132,9 @@ class Client:
             remote = next(remotes)
             # Jitter: a server that comes back must not meet all of its clients in the same instant.
             gevent.sleep(pause * random.uniform(0.5, 1.0))
-            pause = min(2 * pause, self._configuration.retry_max)
+            # To ask whether anything listens costs nobody anything, so a restart is found out soon.
+            if not (is_down and time.monotonic() < hurry_until):
+                pause = min(2 * pause, self._configuration.retry_max)
 
     @staticmethod
     def _failed(index, remote, reason):
@@ -151,9 +166,8 @@ class Client:
 
     def _keep(self, index, remote, connection):
         """Replaces the connection in time, and what took its place, until one ends. Returns that one."""
-        interval = self._configuration.replace_interval or None
         pause = PAUSE_MIN
-        delay = interval and interval * random.uniform(1 - EARLY, 1)
+        delay = self._life()
         while True:
             connection.ended.wait(delay)
             if connection.ended.ready():
@@ -162,10 +176,15 @@ class Client:
                 fresh = self._replace(index, remote, connection)
             if fresh is not None:
                 connection, pause = fresh, PAUSE_MIN
-                delay = interval * random.uniform(1 - EARLY, 1)
+                delay = self._life()
             else:
                 delay = pause * random.uniform(0.5, 1.0)
                 pause = min(2 * pause, max(self._configuration.retry_max, PAUSE_MIN))
+
+    def _life(self):
+        """Seconds until a connection that is new now is replaced, None for never."""
+        interval = self._configuration.replace_interval
+        return interval * random.uniform(1 - EARLY, 1) if interval else None
 
     def _replace(self, index, remote, old):
         """Make before break: another connection takes the place of `old`. Returns it, None if it could not."""
@@ -248,16 +267,18 @@ class Client:
         raise last
 
     def _hello(self, index, session, replaces):
+        # The terms of a session hold for all of its connections, whatever the configuration says by now.
+        terms = session or self._configuration
         return handshake.Hello(
             session=session and session.session,
             token=session and session.token,
             index=index,
             random=os.urandom(keys.RANDOM_SIZE),
             ciphers=self._ciphers,
-            connections=self._configuration.connections,
-            frame_size=self._configuration.frame_size,
-            rekey_bytes=self._configuration.rekey_bytes,
-            rekey_interval=self._configuration.rekey_interval,
+            connections=terms.connections,
+            frame_size=terms.frame_size,
+            rekey_bytes=terms.rekey_bytes,
+            rekey_interval=terms.rekey_interval,
             offloads=self._tun.offloads,
             replaces=replaces,
         )
