@@ -18,6 +18,9 @@ COMMANDS = {
     "tune": ("tune", "show what the kernel is tuned with, or tune it by hand"),
     "top": ("top", "show the sessions of running instances, live"),
     "metrics": ("metrics", "print the metrics of running instances, as Prometheus reads them"),
+    "reload": ("reload", "put a changed configuration into force, as far as that takes no restart"),
+    "disconnect": ("disconnect", "end the sessions of a client, which may come again"),
+    "drain": ("drain", "have a server accept no new sessions"),
     "demo": ("demo", "measure a tunnel between two network namespaces on this machine"),
     "explain": ("explain", "print what the manual says of an option, a cause of drops or a metric"),
     "example": ("example", "print a commented configuration with every option"),
@@ -32,12 +35,13 @@ def bulkvpnd(arguments=None):
     from bulkvpnd import config
     from bulkvpnd.control import main
 
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        configuration, namespace = config.load(sys.argv[1:] if arguments is None else arguments)
+        configuration, namespace = config.load(arguments)
     except config.ConfigurationError as error:
         print(f"bulkvpnd: {error}", file=sys.stderr)
         return os.EX_USAGE if error.on_command_line else os.EX_CONFIG
-    return main.run(configuration, check_only=namespace.check)
+    return main.run(configuration, lambda text: config.load(arguments, text)[0], check_only=namespace.check)
 
 
 def bulkvpnctl(arguments=None):

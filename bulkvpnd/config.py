@@ -315,6 +315,14 @@ def _pem_parts(raw):
     return ["".join(blocks[at : at + 2]) for at in range(0, len(blocks) - 1, 2)] or [""]
 
 
+RESTART = "restart"
+NOW, CONNECTIONS, SESSIONS = "at once", "connections made from then on", "sessions begun from then on"
+RELOADS = (RESTART, NOW, CONNECTIONS, SESSIONS)
+"""When a change of an option takes effect, as messages and the manual say it."""
+PUSHED = {"server": SESSIONS, "client": NOW}
+"""What a server tells its clients when their session begins, and a client does by itself."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Option:
     """One option: a key of the file and a flag.
@@ -322,7 +330,8 @@ class Option:
     parse: raw string to value, ValueError says what is right. default: raw string, or None if there is none.
     role: the mode that knows it, None for both. repeat: may stand several times, the value is a tuple, of at
     most `most`.
-    secret: the value never appears in a message. reload: how a change takes effect.
+    secret: the value never appears in a message. reload: when a change takes effect on a reload, one of RELOADS, or
+    {role: one of RELOADS}; RESTART means not before the instance is started again.
     """
 
     name: str
@@ -335,10 +344,15 @@ class Option:
     repeat: bool = False
     secret: bool = False
     most: int = 64
+    reload: str | dict = RESTART
 
     @property
     def field(self):
         return self.name.replace("-", "_")
+
+    def reload_of(self, role):
+        """When a change takes effect in an instance of this role, server or client: one of RELOADS."""
+        return self.reload if isinstance(self.reload, str) else self.reload.get(role, RESTART)
 
 
 OPTIONS = (
@@ -347,9 +361,11 @@ OPTIONS = (
     Option("device", device_name, "bulk%d", "NAME", "General",
            "name of the TUN device; %d becomes the first free number"),
     Option("log-level", choice("debug", "info", "warning", "error"), "info", "LEVEL", "General",
-           "the least severe messages that are logged: debug, info, warning or error"),
+           "the least severe messages that are logged: debug, info, warning or error",
+           reload=NOW),
     Option("metrics", socket_address, None, "ADDRESS:PORT", "General",
-           "where to serve metrics for Prometheus over HTTP, without any authentication; none without it"),
+           "where to serve metrics for Prometheus over HTTP, without any authentication; none without it",
+           reload=NOW),
     Option("listen", endpoint, "[::]:7443", "ADDRESS[:PORT]", "Network",
            "address and TCP port to accept connections on; [::] means all addresses, IPv4 too; may be repeated",
            role="server", repeat=True),
@@ -370,11 +386,11 @@ OPTIONS = (
            role="server"),
     Option("routes", pushed_network, None, "NETWORK", "Network",
            "a network to reach through the tunnel; a server pushes it to its clients; may be repeated",
-           repeat=True, most=256),
+           repeat=True, most=256, reload=PUSHED),
     Option("accept-routes", route_policy, "private", "NETWORK|private|none", "Network",
            "pushed routes are taken if they are inside NETWORK; private stands for the private networks of RFC 1918 "
            "and RFC 4193; may be repeated",
-           role="client", repeat=True),
+           role="client", repeat=True, reload=NOW),
     Option("redirect-gateway", boolean, "no", "yes|no", "Network",
            "full tunnel: send everything through the tunnel, IPv4 and IPv6",
            role="client"),
@@ -386,14 +402,14 @@ OPTIONS = (
            role="client", repeat=True),
     Option("dns", name_server, None, "ADDRESS", "Network",
            "a name server to ask through the tunnel; a server pushes it to its clients; may be repeated",
-           repeat=True, most=8),
+           repeat=True, most=8, reload=PUSHED),
     Option("dns-search", domain, None, "DOMAIN", "Network",
            "a domain to complete names with and to ask these name servers about; a server pushes it to its clients; "
            "may be repeated",
-           repeat=True, most=8),
+           repeat=True, most=8, reload=PUSHED),
     Option("accept-dns", boolean, "yes", "yes|no", "Network",
            "take the name servers and domains that the server pushes, where dns and dns-search do not say otherwise",
-           role="client"),
+           role="client", reload=NOW),
     Option("mtu", integer(1280, 65521, "bytes"), "1500", "BYTES", "Network",
            "MTU of the TUN device; pushed to clients. The outer connection is a stream, so 1500 fits any path"),
     Option("txqueuelen", integer(1, 100000, "packets"), "9000", "PACKETS", "Network",
@@ -403,22 +419,25 @@ OPTIONS = (
            "tunnel is up; source ADDRESS behind it is what this host's own packets get; may be repeated",
            repeat=True),
     Option("ca", pem, None, "PEM", "Identity",
-           "certificate of the authority that signed both ends: a path, or inline between <ca> and </ca>"),
+           "certificate of the authority that signed both ends: a path, or inline between <ca> and </ca>",
+           reload=CONNECTIONS),
     Option("certificate", pem, None, "PEM", "Identity",
-           "certificate of this end: a path, or inline between <certificate> and </certificate>"),
+           "certificate of this end: a path, or inline between <certificate> and </certificate>",
+           reload=CONNECTIONS),
     Option("key", pem, None, "PEM", "Identity",
            "private key of this end: a path, or inline between <key> and </key>; others must not be able to read it",
-           secret=True),
+           secret=True, reload=CONNECTIONS),
     Option("crl", pem, None, "PEM", "Identity",
            "revocation list (CRL) of the authority: a path, or inline between <crl> and </crl>; "
-           "a certificate on it is refused, and all are when the list has expired"),
+           "a certificate on it is refused, and all are when the list has expired",
+           reload=NOW),
     Option("second-login", choice("replace", "refuse", "parallel"), "replace", "replace|refuse|parallel", "Identity",
            "a second session of one identity replaces the first, is refused while the first is connected, or runs "
            "beside it with an address of its own",
-           role="server"),
+           role="server", reload=NOW),
     Option("server-name", certificate_name, "server", "NAME", "Identity",
            "the name that the server's certificate must carry",
-           role="client"),
+           role="client", reload=CONNECTIONS),
     Option("connections", integer(1, 64, "connections"), "4", "N", "Performance",
            "parallel TCP connections of a session; the smaller of the two ends' values counts"),
     Option("workers", or_auto(integer(1, 64, "processes")), "auto", "N|auto", "Performance",
@@ -441,9 +460,11 @@ OPTIONS = (
            "where the kernel lacks it, the host's default stays"),
     Option("queue-target", integer(1, 1000, "milliseconds"), "5", "MILLISECONDS", "Performance",
            "how long packets of a flow may wait for their connection; longer for a whole queue-interval, and some are "
-           "marked (ECN) or dropped"),
+           "marked (ECN) or dropped",
+           reload=CONNECTIONS),
     Option("queue-interval", integer(10, 10000, "milliseconds"), "100", "MILLISECONDS", "Performance",
-           "how long the wait may be above queue-target; about the longest round trip of what goes through the tunnel"),
+           "how long the wait may be above queue-target; about the longest round trip of what goes through the tunnel",
+           reload=CONNECTIONS),
     Option("tuning", boolean, "yes", "yes|no", "Tuning",
            "tune the kernel while the daemon runs, with the options of this group; `bulkvpnctl tune show` tells what "
            "is found, wanted and set"),
@@ -470,37 +491,40 @@ OPTIONS = (
            role="server"),
     Option("keepalive", duration(1, 3600), "5", "SECONDS", "Timing",
            "how often a connection sends a PING, which keeps it alive and measures its round trip; pushed to clients",
-           role="server"),
+           role="server", reload=CONNECTIONS),
     Option("keepalive-timeout", duration(2, 7200), "20", "SECONDS", "Timing",
            "a connection from which nothing came for this long is dead; pushed to clients",
-           role="server"),
+           role="server", reload=CONNECTIONS),
     Option("handshake-timeout", duration(1, 120), "10", "SECONDS", "Timing",
-           "TLS handshake and HELLO must be done within this time, counted from accept or connect"),
+           "TLS handshake and HELLO must be done within this time, counted from accept or connect",
+           reload=NOW),
     Option("retry-max", duration(1, 3600), "30", "SECONDS", "Timing",
            "longest pause before a lost connection is tried again; pauses double from half a second, with jitter",
-           role="client"),
+           role="client", reload=NOW),
     Option("grace", duration(0, 86400), "30", "SECONDS", "Timing",
            "how long a session lives without any connection",
-           role="server"),
+           role="server", reload=NOW),
     Option("rekey-bytes", size(1 << 16, 1 << 36), "64G", "BYTES", "Timing",
            "a direction of a connection gets its next key after this many bytes; the smaller of the two ends' values "
-           "counts"),
+           "counts",
+           reload=SESSIONS),
     Option("rekey-interval", duration(1, 86400), "15m", "SECONDS", "Timing",
-           "a direction of a connection gets its next key after this time; the smaller of the two ends' values counts"),
+           "a direction of a connection gets its next key after this time; the smaller of the two ends' values counts",
+           reload=SESSIONS),
     Option("replace-interval", duration(0, 604800), "1h", "SECONDS", "Timing",
            "each connection is replaced by a new one, with keys from a fresh exchange, after this time, and no packet "
            "is lost; 0 means never",
-           role="client"),
+           role="client", reload=CONNECTIONS),
     Option("max-handshakes", early_drop, "64:30:256", "START:RATE:FULL", "Limits",
            "connections that may be unauthenticated at the same time: from START on one is dropped with a chance of "
            "RATE percent, which grows to 100 at FULL",
-           role="server"),
+           role="server", reload=NOW),
     Option("max-handshakes-per-source", integer(1, 10000, "handshakes"), "32", "N", "Limits",
            "how many of these may come from one IPv4 address or IPv6 /64",
-           role="server"),
+           role="server", reload=NOW),
     Option("penalty-max", duration(0, 86400), "10m", "SECONDS", "Limits",
            "longest time for which a source whose handshakes keep failing is turned away; 0 turns nobody away",
-           role="server"),
+           role="server", reload=NOW),
     Option("runtime-directory", path, None, "DIRECTORY", "Files",
            "where the status socket lives; default $RUNTIME_DIRECTORY of systemd, else /run/bulkvpnd/NAME"),
     Option("state-directory", path, None, "DIRECTORY", "Files",
@@ -746,17 +770,22 @@ def _with_directories(configuration):
     )
 
 
-def read_secret_file(file):
+def credential_of(file):
+    """systemd's copy of the file in $CREDENTIALS_DIRECTORY, as old as the start of the unit; None if there is none."""
+    credentials = os.environ.get("CREDENTIALS_DIRECTORY")
+    copy = pathlib.Path(credentials, file.name) if credentials else None
+    return copy if copy and copy.exists() else None
+
+
+def read_secret_file(file, original=False):
     """Opens a file that may hold a private key, checked on the descriptor that is then read.
 
-    file: path. systemd's copy in $CREDENTIALS_DIRECTORY, if there is one of that name, is read in its place.
+    file: path. systemd's copy of it, see credential_of, is read in its place unless `original`.
     Returns its text. Raises ConfigurationError with the command that mends it.
     """
-    credentials = os.environ.get("CREDENTIALS_DIRECTORY")
-    source = pathlib.Path(credentials, file.name) if credentials else None
-    source = source if source and source.exists() else file
     try:
-        descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        source = None if original else credential_of(file)
+        descriptor = os.open(source or file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
         raise ConfigurationError(f"{file}: cannot be read: {error.strerror}") from None
     status = os.fstat(descriptor)

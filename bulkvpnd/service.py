@@ -37,7 +37,12 @@ def set_up_logging(instance, level):
     handler.addFilter(RateLimit())
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level.upper())
+    set_level(level)
+
+
+def set_level(level):
+    """level: the least that is logged: debug, info, warning or error."""
+    logging.getLogger().setLevel(level.upper())
 
 
 def _stderr_is_journal():

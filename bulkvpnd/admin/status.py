@@ -110,12 +110,40 @@ def _sockets(instance):
 
 def ask(path):
     """The report of the instance whose status socket is `path`, an object. Raises StatusError."""
+    report = exchange(path, {"command": "status"})
+    if "instance" not in report:
+        raise StatusError(f"instance {path.parent.name} does not know the command; restart it after an upgrade")
+    return report
+
+
+def order(instance, command, **request):
+    """Has an instance do something, that with this name or, with None, the only one.
+
+    Returns (its name, what it answers). Raises StatusError.
+    """
+    path = _only_socket(instance)
+    report = exchange(path, {"command": command, **request})
+    if "error" in report:
+        raise StatusError(f"{path.parent.name}: {report['error']}")
+    return path.parent.name, report
+
+
+def _only_socket(instance):
+    found = _sockets(instance)
+    if len(found) > 1:
+        names = ", ".join(path.parent.name for path in found)
+        raise StatusError(f"several instances run here: {names}; name one of them", os.EX_USAGE)
+    return found[0]
+
+
+def exchange(path, request):
+    """One request to a status socket, and the object that answers it. Raises StatusError."""
     name = path.parent.name
     try:
         with socket.socket(socket.AF_UNIX) as sock, sock.makefile("rb") as stream:
             sock.settimeout(TIMEOUT)
             sock.connect(str(path))
-            sock.sendall(b'{"command": "status"}\n')
+            sock.sendall(json.dumps(request, ensure_ascii=False).encode() + b"\n")
             report = json.loads(stream.readline())
     except PermissionError:
         raise StatusError(f"{path}: permission denied; run it as root", os.EX_NOPERM) from None
@@ -123,6 +151,6 @@ def ask(path):
         raise StatusError(f"instance {name} is not running; start it with: systemctl start bulkvpnd@{name}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise StatusError(f"instance {name} does not answer: {error or 'no reply'}") from None
-    if not isinstance(report, dict) or "instance" not in report:
-        raise StatusError(f"instance {name} does not know the command; restart it after an upgrade")
+    if not isinstance(report, dict):
+        raise StatusError(f"instance {name} does not answer: not an object")
     return report

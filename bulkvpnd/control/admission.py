@@ -84,15 +84,19 @@ class Admission:
     """
 
     def __init__(self, start, rate, full, per_source, penalty_max, chance=random.random):
-        self._start, self._rate, self._full = start, rate, full
-        self._per_source = per_source
-        self._penalty_max = penalty_max
         self._chance = chance
+        self.set_limits(start, rate, full, per_source, penalty_max)
         self._rooms = {True: _Room(), False: _Room()}  # whether the source is known: its room
         self._places = {}  # source: [Place]
         self._penalties = {}  # source: (when it has served them, whether it is turned away until then)
         self._known = {}  # source: when it last authenticated
         self.counters = dict.fromkeys(("admitted", "crowded", "source_full", "penalised", "failed"), 0)
+
+    def set_limits(self, start, rate, full, per_source, penalty_max):
+        """Other limits from now on. Places and penalties that were given stay."""
+        self._start, self._rate, self._full = start, rate, full
+        self._per_source = per_source
+        self._penalty_max = penalty_max
 
     def __len__(self):
         return sum(map(len, self._rooms.values()))

@@ -85,6 +85,16 @@ class ClientNetwork:
             self._changes.firewall.hold(killswitch.PART)
         self._naming.link(lambda _: then())
 
+    def reconfigure(self, configuration):
+        """Other routes and name servers are wanted; they are set at once where there is a session."""
+        former, self._configuration = self._configuration, configuration
+        if self._welcome is None:
+            return
+        if (former.routes, former.accept_routes) != (configuration.routes, configuration.accept_routes):
+            self._lead()
+        self._naming.kill()
+        self._naming = gevent.spawn(self._name)
+
     def know(self, addresses):
         """addresses: text, of a remote that is about to be connected to. No route may lead there."""
         known = set(self._servers)

@@ -44,6 +44,15 @@ def apply(configuration, changes, device, interfaces):
     refused = changes.make(Routes(device), [network for network in networks if network not in shared])
     for network, why_not in refused.items():
         raise LinkError(f"{device}: route to {network}: {why_not}; remove it, or take the network from its client")
+    let_forward(configuration, changes, interfaces)
+
+
+def let_forward(configuration, changes, interfaces):
+    """Has the kernel forward packets where an option needs that, again where another configuration does.
+
+    changes, interfaces: as apply() has them.
+    """
+    networks = [network for client in configuration.clients for network in client.networks]
     if configuration.nat or configuration.client_to_client or configuration.routes or networks:
         versions = sorted({one.version for one in (*interfaces, *networks)})
         for outcome in gateway.forward(changes.ledger, versions):

@@ -97,6 +97,12 @@ class Listener:
             self._watch(sock, watcher)
         self._sweeper = gevent.spawn(self._sweep)
 
+    def reconfigure(self, timeout):
+        """Another timeout, and what prepare() sets now, for connections accepted from now on."""
+        self._timeout = timeout
+        for sock in self._sockets:
+            self._prepare(sock)
+
     @staticmethod
     def _resolve(host, port):
         if host == "*":

@@ -5,14 +5,13 @@
     what is changed on the machine            what a crash left of it is removed first
     workers, status socket
     Server or Client                          READY=1 when the tunnel can carry traffic
-    SIGHUP                                    the revocation list is read again
+    SIGHUP, bulkvpnctl reload                 another configuration comes into force, see control.current
     SIGTERM, SIGINT                           CLOSE to the peers, and back through all of this, exit 0
 
 Each step puts its undo on one stack, so a failure or a stop in the middle of a start undoes what was done, no more.
 """
 
 import contextlib
-import dataclasses
 import datetime
 import functools
 import logging
@@ -24,13 +23,13 @@ import time
 import gevent
 from gevent.event import Event
 
-from bulkvpnd import __version__, config, hardening, pki, service
-from bulkvpnd.control import ciphers, clients, gateway
+from bulkvpnd import __version__, config, hardening, service
+from bulkvpnd.control import ciphers
 from bulkvpnd.control.client import Client
-from bulkvpnd.control.multipath import Multipath, check_configuration, literal_addresses
-from bulkvpnd.control.revocation import Revocations
+from bulkvpnd.control.current import Current, check
+from bulkvpnd.control.multipath import Multipath, literal_addresses
 from bulkvpnd.control.server import Server
-from bulkvpnd.control.status import Claim, StatusSocket
+from bulkvpnd.control.status import Claim, CommandError, StatusSocket
 from bulkvpnd.control.tuning import Tuner
 from bulkvpnd.control.workers import Workers
 from bulkvpnd.host import firewall, link, sysctl
@@ -46,13 +45,10 @@ STATUS_PERIOD = 5.0
 _ROLES = {"server": Server, "client": Client}
 
 
-def run(configuration, check_only=False):
-    """Runs the daemon until it is stopped. Returns the exit status."""
+def run(configuration, load, check_only=False):
+    """Runs the daemon until it is stopped. load(text): as control.current.Current has it. Returns the exit status."""
     try:
-        configuration = dataclasses.replace(configuration, clients=clients.load(configuration))
-        gateway.check(configuration)
-        check_configuration(configuration)
-        revocations, expiry = _check_identity(configuration)
+        configuration, revocations, expiry = check(configuration)
     except config.ConfigurationError as error:
         print(f"bulkvpnd: {error}", file=sys.stderr)
         return os.EX_CONFIG
@@ -73,21 +69,10 @@ def run(configuration, check_only=False):
     if days < EXPIRY_WARNING_DAYS:
         log.warning("the certificate expires in %d days; renew it", days)
     try:
-        return Main(configuration, revocations, stop, reload).run()
+        return Main(Current(configuration, revocations, load), stop, reload).run()
     except (TunError, firewall.FirewallError, link.LinkError, MultipathError, OSError) as error:
         log.error("%s", error)
         return getattr(error, "exit_status", os.EX_NOPERM if isinstance(error, PermissionError) else 1)
-
-
-def _check_identity(configuration):
-    """Checks what TLS needs before anything is touched. Returns (Revocations, expiry of the own certificate)."""
-    texts = [config.pem_text(configuration, name) for name in ("ca", "certificate", "key")]
-    now = _now()
-    try:
-        expiry = pki.check_own(*texts, configuration.mode, now)
-    except pki.PKIError as error:
-        raise config.ConfigurationError(f"{configuration.path}: {error}") from None
-    return Revocations(configuration, now), expiry
 
 
 def _now():
@@ -97,9 +82,9 @@ def _now():
 class Main:
     """One running instance."""
 
-    def __init__(self, configuration, revocations, stop, reload):
-        self._configuration = configuration
-        self._revocations = revocations
+    def __init__(self, current, stop, reload):
+        self._current = current
+        self._exporter = None
         self._stop = stop
         self._reload = reload
         self._failure = None
@@ -120,7 +105,7 @@ class Main:
 
     def _start(self, undo):
         """undo: the ExitStack that takes everything back."""
-        configuration = self._configuration
+        configuration = self._current.configuration
         undo.enter_context(Claim(configuration.runtime_directory))
         count = configuration.workers or min(len(os.sched_getaffinity(0)), configuration.connections)
         self._tun = Tun.open(configuration.device, count)
@@ -131,7 +116,7 @@ class Main:
         changes = undo.enter_context(Changes(sysctl.Ledger(directory, configuration.name),
                                              firewall.Firewall(configuration.name)))
         undo.callback(self._settle, changes)
-        role = _ROLES[configuration.mode](configuration, self._revocations.context, self._tun,
+        role = _ROLES[configuration.mode](configuration, self._current.revocations.context, self._tun,
                                           ciphers.offer(configuration), self._on_ready, self._on_failure)
         role.changes = changes
         role.prepare()
@@ -143,17 +128,13 @@ class Main:
         workers.start()
         multipath = Multipath(configuration.multipath, self._tun.name, directory, role, changes.ledger)
         multipath.check(literal_addresses(configuration.remote))
-        report = functools.partial(self._status, role, workers, multipath)
-        status = StatusSocket(configuration.runtime_directory, report)
+        self._report = functools.partial(self._status, role, workers, multipath)
+        reload = functools.partial(self._replace, role)
+        status = StatusSocket(configuration.runtime_directory, self._report, {"reload": reload, **role.commands})
         undo.callback(status.stop)
         status.start()
-        if configuration.metrics:
-            # Its library takes half a second to import, which nobody else need wait for.
-            from bulkvpnd.control.exporter import Exporter
-
-            exporter = Exporter(configuration.metrics, report)
-            undo.callback(exporter.stop)
-            exporter.start()
+        undo.callback(self._export, None)
+        self._export(configuration.metrics)
         undo.callback(role.stop)
         role.start()
         changes.firewall.clean()
@@ -166,8 +147,60 @@ class Main:
         if self._stop.is_set() and not self._failure:
             changes.firewall.hold()
 
+    def _export(self, address):
+        """Serves metrics at `address` from now on, None for nowhere. Raises OSError, and then all is as before."""
+        exporter = None
+        if address:
+            # Its library takes half a second to import, which nobody else need wait for.
+            from bulkvpnd.control.exporter import Exporter
+
+            exporter = Exporter(address, self._report)
+            exporter.start()
+        former, self._exporter = self._exporter, exporter
+        if former:
+            former.stop()
+
+    def _replace(self, role, request):
+        """Another configuration: the text in `request`, or what the file holds. Returns what became of it."""
+
+        def prepare(old, new):
+            if new.metrics != old.metrics:
+                self._export(new.metrics)
+
+        text = request.get("text")
+        try:
+            if not isinstance(text, str | None):
+                raise config.ConfigurationError("reload: the text of a configuration is missing")
+            live, restart = self._current.replace(text, prepare)
+        except (config.ConfigurationError, OSError) as error:
+            log.error("not reloaded, the former configuration stays in force: %s", error)
+            raise CommandError(str(error)) from None
+        service.set_level(self._current.configuration.log_level)
+        role.revoke(self._current.revocations.context, self._current.revocations.revoked)
+        try:
+            role.reconfigure(self._current.configuration)
+        except (firewall.FirewallError, link.LinkError, OSError) as error:
+            log.error("reloaded, but not all of it could be applied: %s", error)
+            raise CommandError(f"not all of it could be applied: {error}") from None
+        log.info("reloaded: in force: %s; after a restart: %s", ", ".join(live) or "nothing new",
+                 ", ".join(restart) or "nothing")
+        return {"instance": self._current.configuration.name, "live": live, "restart": restart}
+
+    def _on_hangup(self, role):
+        if config.credential_of(self._current.configuration.path):
+            # systemd's copy of the file is as old as the start: bulkvpnctl brings the text. The list is another file.
+            self._check_revocations(role, force=True)
+            return
+        with contextlib.suppress(CommandError):  # it is in the log
+            self._replace(role, {})
+
+    def _check_revocations(self, role, force=False):
+        revocations = self._current.revocations
+        if revocations.check(_now(), force):
+            role.revoke(revocations.context, revocations.revoked)
+
     def _probe_offload(self):
-        if not self._configuration.offload:
+        if not self._current.configuration.offload:
             log.info("offload = no: packets go one by one, at a fraction of the speed")
             return
         why_not = self._tun.enable_offload()
@@ -193,10 +226,10 @@ class Main:
             if not self._tun.is_up():
                 self._on_failure(f"the TUN device {self._tun.name} was removed")
                 return
-            force = self._reload.is_set()
-            self._reload.clear()
-            if self._revocations.check(_now(), force):
-                role.revoke(self._revocations.context, self._revocations.revoked)
+            if self._reload.is_set():
+                self._reload.clear()
+                self._on_hangup(role)
+            self._check_revocations(role)
             service.notify(WATCHDOG=1)
             if now - shown >= STATUS_PERIOD:
                 service.notify(STATUS=role.summary())
@@ -210,9 +243,9 @@ class Main:
             connection["connection"]: connection for worker in reported.values() for connection in worker["connections"]
         }
         return {
-            "instance": self._configuration.name,
+            "instance": self._current.configuration.name,
             "version": __version__,
-            "mode": self._configuration.mode,
+            "mode": self._current.configuration.mode,
             "pid": os.getpid(),
             "since": self._started,
             "device": self._tun.name,

@@ -25,18 +25,18 @@ REMINDER_TIME = datetime.timedelta(hours=1)
 
 class Revocations:
     """context: for new handshakes. revoked: {(issuer, serial): since when}, empty without the option `crl`.
+    texts: the PEM texts that the context was made of.
 
     now: aware datetime, here and below. Raises ConfigurationError when the list or the certificates are not usable.
     """
 
     def __init__(self, configuration, now):
         self._configuration = configuration
-        self._texts = tls.read_texts(configuration)
         self._crl = None
         self._reminded = None
         self._stamp = self._look()
         self.revoked = {}
-        self._install(self._texts, now)
+        self._install(tls.read_texts(configuration), now)
 
     def _install(self, texts, now):
         crl = None
@@ -47,7 +47,7 @@ class Revocations:
             except pki.PKIError as error:
                 raise config.ConfigurationError(f"{self._configuration.path}: {error}") from None
         self.context = tls.make_context(self._configuration, texts)
-        self._texts, self._crl = texts, crl
+        self.texts, self._crl = texts, crl
         self.revoked = crl.revoked if crl else {}
 
     def _look(self):
@@ -68,7 +68,7 @@ class Revocations:
         self._stamp = stamp
         if is_new:
             try:
-                self._install({**self._texts, "crl": config.pem_text(self._configuration, "crl")}, now)
+                self._install({**self.texts, "crl": config.pem_text(self._configuration, "crl")}, now)
             except config.ConfigurationError as error:
                 log.error("%s; the former revocation list stays in force", error)
                 is_new = False

@@ -18,7 +18,7 @@ from bulkvpnd.control.admission import Admission, Pace
 from bulkvpnd.control.listener import Listener
 from bulkvpnd.control.pool import Pool
 from bulkvpnd.control.session import Sessions
-from bulkvpnd.control.status import session_report
+from bulkvpnd.control.status import CommandError, session_report
 from bulkvpnd.host import link
 from bulkvpnd.protocol import handshake, keys
 from bulkvpnd.protocol.errors import Refused, RemoteError
@@ -49,6 +49,7 @@ class Server:
         self._ciphers = ciphers
         self._on_ready = on_ready
         self._stopping = False
+        self._is_draining = False
         self._revoked = {}
         self.workers = None
         self.changes = None
@@ -63,6 +64,7 @@ class Server:
         self._listener = Listener(configuration.listen, self._admission, configuration.handshake_timeout,
                                   self._prepare, self._admit)
         self._sessions = None
+        self.commands = {"disconnect": self._disconnect, "drain": self._drain}
 
     @property
     def isolation(self):
@@ -103,6 +105,17 @@ class Server:
     def _prepare(self, sock):
         configuration = self._configuration
         transport.tune(sock, configuration, configuration.sndbuf, configuration.rcvbuf, configuration.keepalive_timeout)
+
+    def reconfigure(self, configuration):
+        """Another configuration, whose options that need a restart are the same, is in force."""
+        former, self._configuration = self._configuration, configuration
+        self._admission.set_limits(*configuration.max_handshakes, configuration.max_handshakes_per_source,
+                                   configuration.penalty_max)
+        self._listener.reconfigure(configuration.handshake_timeout)
+        if self._sessions is not None:
+            self._sessions.set_rules(configuration.grace, configuration.second_login)
+        if configuration.routes and not former.routes:
+            gateway.let_forward(configuration, self.changes, self._pool.server_interfaces)
 
     # One connection, from accept to its worker
 
@@ -147,6 +160,8 @@ class Server:
             if session.terms["cipher"] not in hello.ciphers:
                 raise Refused("cipher", "the session's cipher is not offered")
             return session
+        if self._is_draining:
+            raise Refused("shutdown", "no new sessions are accepted: bulkvpnctl drain")
         configuration = self._configuration
         terms = {
             "cipher": handshake.agree_cipher(self._ciphers, hello.ciphers),
@@ -299,6 +314,29 @@ class Server:
                         extra={"IDENTITY": session.identity, "SESSION": session.number, "REASON": "revoked"})
         self._forget(ended, "refused")
 
+    # What the administrator orders
+
+    def _disconnect(self, request):
+        """Ends the sessions of one identity, which may come again."""
+        identity = request.get("identity")
+        ended = self._sessions.end(one for one in self._sessions if one.identity == identity) if self._sessions else []
+        for session in ended:
+            log.info("session of %s ended: disconnected by the administrator", session.identity,
+                     extra={"IDENTITY": session.identity, "SESSION": session.number, "REASON": "administrator"})
+        self._forget(ended, "shutdown")
+        if not ended:
+            raise CommandError(f"no session of {printable(identity)}; bulkvpnctl status shows who is connected")
+        return {"ended": len(ended)}
+
+    def _drain(self, request):
+        """Accepts no new sessions, or does so again with {"off": true}. Returns how many sessions there are."""
+        is_draining = not request.get("off")
+        if is_draining != self._is_draining:
+            self._is_draining = is_draining
+            log.info("new sessions are %s", "refused from now on; those that there are go on" if is_draining
+                     else "accepted again")
+        return {"draining": self._is_draining, "sessions": sum(one.is_live for one in self._sessions or ())}
+
     # What workers are told
 
     def _session_message(self, session):
@@ -372,7 +410,7 @@ class Server:
     def summary(self):
         sessions = [session for session in self._sessions if session.is_live]
         connections = sum(len(session.live_connections) for session in sessions)
-        return f"{len(sessions)} sessions, {connections} connections"
+        return f"{len(sessions)} sessions, {connections} connections" + (", draining" if self._is_draining else "")
 
     def status(self, reported):
         """reported: {connection number: what its worker says}."""
@@ -380,6 +418,7 @@ class Server:
             "addresses": [str(interface) for interface in self._pool.server_interfaces],
             "listen": [transport.shown(address) for address in self._configuration.listen],
             "listener": self._listener.status(),
+            "draining": self._is_draining,
             "sessions": [
                 session_report(
                     {

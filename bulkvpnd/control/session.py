@@ -83,14 +83,18 @@ class Sessions:
 
     def __init__(self, pool, grace, workers, max_pending_seconds, second_login="replace"):
         self._pool = pool
-        self._grace = grace
+        self.set_rules(grace, second_login)
         self._workers = workers
         self._max_pending_seconds = max_pending_seconds
-        self._second_login = second_login
         self._numbers = itertools.count(1)
         self._offsets = {}
         self._by_id = {}
         self.connections = {}
+
+    def set_rules(self, grace, second_login):
+        """Other rules from now on; sessions that run in parallel go on with the addresses that they have."""
+        self._grace = grace
+        self._second_login = second_login
 
     def __iter__(self):
         return iter(list(self._by_id.values()))
@@ -198,12 +202,15 @@ class Sessions:
 
     def end_revoked(self, revoked):
         """Ends sessions that have a connection whose certificate is in `revoked`. Returns them."""
-        found = [
+        return self.end(
             session
             for session in self
             if any(connection.certificate in revoked for connection in session.connections.values())
-        ]
-        return [session for session in found if self._end(session)]
+        )
+
+    def end(self, sessions):
+        """Ends those of the sessions that have not ended yet. Returns them."""
+        return [session for session in sessions if self._end(session)]
 
     def _end(self, session):
         if self._by_id.pop(session.id, None) is None:

@@ -1,6 +1,9 @@
 """The status socket: one JSON line in, one JSON line out, then the end.
 
     {"command": "status"}   -->   {"instance": …, "sessions": […], …}   or   {"error": "…"}
+
+Whoever may open the socket may ask for the status. Every other command changes something, so it is only for root and
+the daemon's own user, as the kernel names them (SO_PEERCRED of unix(7)).
 """
 
 import fcntl
@@ -8,14 +11,20 @@ import json
 import logging
 import os
 import socket
+import struct
 
 import gevent
 from gevent.server import StreamServer
+
+from bulkvpnd.config import MAX_FILE_SIZE
 
 log = logging.getLogger(__name__)
 
 SOCKET_NAME = "status.sock"
 REQUEST_MAX = 4096
+"""Bytes of a request (choice)."""
+PRIVILEGED_MAX = REQUEST_MAX + 2 * MAX_FILE_SIZE
+"""Bytes of one that may hold the text of a configuration, in which JSON escapes each end of a line (choice)."""
 TIME_MAX = 5.0
 """Seconds for one request (choice)."""
 
@@ -61,12 +70,21 @@ class Claim:
         os.close(self._descriptor)
 
 
-class StatusSocket:
-    """Listens in the runtime directory, readable for its owner and group. report: () -> JSON-able object."""
+class CommandError(Exception):
+    """A command that cannot be done. message: one line for the administrator."""
 
-    def __init__(self, directory, report):
+
+class StatusSocket:
+    """Listens in the runtime directory, readable for its owner and group. report: () -> JSON-able object.
+
+    commands: {name: function(request)} of what only root and the daemon's user may order; request is the JSON object,
+    and the function returns one, or raises CommandError.
+    """
+
+    def __init__(self, directory, report, commands=()):
         self._path = directory / SOCKET_NAME
-        self._commands = {"status": report}
+        self._report = report
+        self._commands = dict(commands)
         self._server = None
 
     def start(self):
@@ -87,19 +105,44 @@ class StatusSocket:
     def _answer(self, sock, _address):
         try:
             with gevent.Timeout(TIME_MAX), sock, sock.makefile("rwb") as stream:
-                try:
-                    command = json.loads(stream.readline(REQUEST_MAX))["command"]
-                    report = self._commands[command]
-                # RecursionError: nesting as deep as 4 KiB of brackets.
-                except (ValueError, LookupError, TypeError, RecursionError):
-                    answer = {"error": f"unknown command; there is: {', '.join(self._commands)}"}
-                else:
-                    answer = report()
-                stream.write(json.dumps(answer).encode("ascii") + b"\n")
+                is_privileged = _user(sock) in (0, os.geteuid())
+                line = stream.readline(PRIVILEGED_MAX if is_privileged else REQUEST_MAX)
+                stream.write(json.dumps(self._answer_to(line, is_privileged)).encode("ascii") + b"\n")
         except (OSError, gevent.Timeout) as error:
             log.debug("status socket: %s", error)
+
+    def _answer_to(self, line, is_privileged):
+        try:
+            request = json.loads(line)
+            command = request["command"]
+            function = None if command == "status" else self._commands[command]
+        # RecursionError: nesting as deep as 4 KiB of brackets.
+        except (ValueError, LookupError, TypeError, RecursionError):
+            return {"error": f"unknown command; there is: {', '.join(['status', *self._commands])}"}
+        if function is None:
+            return self._report()
+        if not is_privileged:
+            return {"error": f"{command}: only root may order that; run it as root"}
+        try:
+            # In a greenlet of its own: whoever asked may lose patience, but it is not done by halves.
+            return gevent.spawn(_outcome, function, request).get()
+        except Exception:
+            log.exception("internal error with the command %s", command)
+            return {"error": f"{command}: internal error; the log of the instance says more"}
 
     def stop(self):
         if self._server:
             self._server.stop(timeout=0)
             self._path.unlink(missing_ok=True)
+
+
+def _outcome(function, request):
+    try:
+        return function(request)
+    except CommandError as error:
+        return {"error": str(error)}
+
+
+def _user(sock):
+    """The user id of the process at the other end: struct ucred of unix(7)."""
+    return struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]

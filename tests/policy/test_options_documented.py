@@ -66,6 +66,20 @@ def test_manual_has_the_groups():
     assert tuple(re.findall(r"^\.Ss (.+)$", section(CONFIGURATION_PAGE, "OPTIONS"), re.MULTILINE)) == config.GROUPS
 
 
+RELOADS = {"\\&At once": config.NOW, "For connections made from then on": config.CONNECTIONS,
+           "For sessions begun from then on": config.SESSIONS}
+
+
+@pytest.mark.parametrize("head", RELOADS)
+def test_manual_says_what_a_reload_does(head):
+    text = section(CONFIGURATION_PAGE, "RELOAD").partition(f".It {head}\n")[2].partition("\n.It ")[0]
+    named = re.findall(r"^\.Cm ([a-z0-9-]+)(?: [,.])$", text.partition("\n.El")[0], re.MULTILINE)
+    roles = {None: ("server", "client"), "server": ("server",), "client": ("client",)}
+    assert named == [option.name for option in config.OPTIONS
+                     if RELOADS[head] in {option.reload_of(role) for role in roles[option.role]}]
+    assert RELOADS[head].lower() in head.lower()
+
+
 def test_manual_page_examples_name_only_options():
     text = section(CONFIGURATION_PAGE, "EXAMPLES")
     for block in re.findall(r"^\.Bd -literal.*?\n(.*?)^\.Ed$", text, re.MULTILINE | re.DOTALL):

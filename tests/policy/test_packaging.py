@@ -83,7 +83,7 @@ def setup():
         ("RestartPreventExitStatus", ["64 77 78"]),
         ("LimitCORE", ["0"]),
         ("MemorySwapMax", ["0"]),
-        ("ExecReload", ["kill -HUP $MAINPID"]),
+        ("ExecReload", ["+/usr/bin/python3 -I /usr/sbin/bulkvpnctl reload %i"]),
     ],
 )
 def test_unit(service, key, values):

@@ -168,6 +168,9 @@ class Network:
     def start(self):
         self.calls.append("start")
 
+    def reconfigure(self, configuration):
+        self.calls.append(("reconfigure", configuration.routes))
+
     def know(self, addresses):
         self.calls.append(("know", list(addresses)))
 

@@ -24,6 +24,7 @@ from bulkvpnd.control.admission import Pace
 from bulkvpnd.control.clients import Client
 from bulkvpnd.control.server import Server
 from bulkvpnd.control.session import PENDING_MAX
+from bulkvpnd.control.status import CommandError
 from bulkvpnd.control.tls import make_context
 from bulkvpnd.protocol import handshake, keys
 from bulkvpnd.protocol.errors import Refused, RemoteError
@@ -864,3 +865,59 @@ def test_status_shows_what_lives_and_no_secret(site, server):
     assert session["bytes_in"] == 5 and session["connections"] == []
     text = json.dumps(report)
     assert first.welcome.token.hex() not in text and first.welcome.session.hex() not in text
+
+
+# Changed while it runs
+
+
+def test_another_configuration_is_for_what_comes_then(site, start):
+    server = start(routes="192.168.7.0/24")
+    first = live(site, server)
+    assert [str(one) for one in first.welcome.routes] == ["192.168.7.0/24"]
+    assert (first.welcome.keepalive, first.message["settings"]["keepalive"]) == (5, 5)
+    server.reconfigure(dataclasses.replace(
+        server._configuration, routes=(ipaddress.ip_network("192.168.8.0/24"),), keepalive=3, rekey_interval=60,
+        second_login="refuse", handshake_timeout=1, queue_target=9,
+    ))
+    assert first.number in server._sessions.connections, "who is there stays"
+    joined = live(site, server, joins=first.welcome, index=1)
+    assert (joined.welcome.keepalive, joined.message["settings"]["queue_target"]) == (3, 0.009)
+    assert joined.welcome.rekey_interval == first.welcome.rekey_interval, "a session keeps its terms"
+    with pytest.raises(Refused, match="identity"):
+        admit(site, server)
+    other = live(site, server, "bob")
+    assert [str(one) for one in other.welcome.routes] == ["192.168.8.0/24"]
+    assert other.welcome.rekey_interval == 60
+    with connected(server.port) as sock:
+        begun = time.monotonic()
+        with contextlib.suppress(ConnectionResetError):
+            assert sock.recv(1) == b""
+        assert 0.5 < time.monotonic() - begun < 3, "the new handshake-timeout"
+
+
+def test_disconnected_by_name(site, server):
+    alice, bob = live(site, server), live(site, server, "bob")
+    with pytest.raises(CommandError, match="no session of carol"):
+        server.commands["disconnect"]({"identity": "carol"})
+    with pytest.raises(CommandError):
+        server.commands["disconnect"]({})
+    assert server.workers.told("detach") == []
+    assert server.commands["disconnect"]({"identity": "alice"}) == {"ended": 1}
+    assert [one["connection"] for one in server.workers.told("detach")] == [alice.number]
+    with pytest.raises(Refused, match="session"):
+        admit(site, server, joins=alice.welcome)
+    assert [one["identity"] for one in server.status({})["sessions"]] == ["bob"]
+    assert live(site, server).welcome.ipv4 == alice.welcome.ipv4, "it may come again"
+    assert bob.number in server._sessions.connections
+
+
+def test_drained(site, server):
+    alice = live(site, server)
+    assert not server.status({})["draining"]
+    assert server.commands["drain"]({}) == {"draining": True, "sessions": 1}
+    assert server.status({})["draining"] and "draining" in server.summary()
+    with pytest.raises(Refused, match="shutdown"):
+        admit(site, server, "bob")
+    live(site, server, joins=alice.welcome, index=1)
+    assert server.commands["drain"]({"off": True}) == {"draining": False, "sessions": 1}
+    live(site, server, "bob")

@@ -8,13 +8,15 @@ import sys
 import time
 
 import gevent
+import gevent.subprocess
 import pytest
 from doubles import until
 from gevent import socket
+from gevent.event import Event
 
 from bulkvpnd.admin import status as admin
 from bulkvpnd.control import status as status_module
-from bulkvpnd.control.status import REQUEST_MAX, Claim, StatusSocket
+from bulkvpnd.control.status import PRIVILEGED_MAX, REQUEST_MAX, Claim, CommandError, StatusSocket
 
 
 @pytest.fixture
@@ -47,20 +49,94 @@ def test_one_line_in_one_line_out(path):
     [
         b"", b"\n", b"garbage\n", b"\xff\xfe\n", b"[]\n", b"null\n", b"1\n", b"{}\n", b'{"command": 1}\n',
         b'{"command": null}\n', b'{"command": ["status"]}\n', b'{"command": {}}\n', b'{"command": "reboot"}\n',
-        b"[" * 4000 + b"\n", b'{"command": "status", "x": "' + b"x" * REQUEST_MAX + b'"}\n', b"x" * 3 * REQUEST_MAX,
+        b"[" * 4000 + b"\n", b"x" * 3 * PRIVILEGED_MAX,
     ],
-    ids=range(16),
+    ids=range(15),
 )  # fmt: skip
 def test_anything_else_is_answered_with_what_there_is(path, request_line, capfd):
     try:
         answer = ask(path, request_line)
     except (ConnectionResetError, BrokenPipeError):
         # It ends with bytes unread, when the request is longer than any may be.
-        assert len(request_line) > REQUEST_MAX
+        assert len(request_line) > PRIVILEGED_MAX
     else:
         assert json.loads(answer) == {"error": "unknown command; there is: status"}
     assert "Traceback" not in capfd.readouterr().err
     assert ask(path, b'{"command": "status"}\n') == b'{"instance": "server"}\n'
+
+
+ASKER = """
+import os, socket, sys
+os.setresuid(65534, 65534, 65534)
+with socket.socket(socket.AF_UNIX) as sock:
+    sock.connect(sys.argv[1])
+    try:
+        sock.sendall(sys.stdin.buffer.read() + b"\\n")
+        sys.stdout.buffer.write(sock.makefile("rb").readline())
+    except (ConnectionResetError, BrokenPipeError):
+        pass
+"""
+
+
+def ask_as_nobody(path, request):
+    process = gevent.subprocess.run([sys.executable, "-c", ASKER, path.name], cwd=path.parent, input=request,
+                                    capture_output=True, timeout=10)
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout) if process.stdout else None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be somebody else")
+def test_who_is_not_root_may_only_look(tmp_path):
+    done = []
+    reports = StatusSocket(tmp_path, lambda: {"instance": "server"}, {"drain": lambda one: done.append(one) or {}})
+    reports.start()
+    path = tmp_path / "status.sock"
+    path.chmod(0o666)
+    tmp_path.chmod(0o711)  # of those above it nobody asks who is in it already
+    try:
+        assert ask_as_nobody(path, b'{"command": "status"}') == {"instance": "server"}
+        refused = {"error": "drain: only root may order that; run it as root"}
+        assert ask_as_nobody(path, b'{"command": "drain"}') == refused
+        too_long = b'{"command": "status", "x": "' + b"x" * REQUEST_MAX + b'"}'
+        assert ask_as_nobody(path, too_long) in (None, {"error": "unknown command; there is: status, drain"})
+        assert done == []
+        assert ask(path, b'{"command": "drain", "text": "' + b"x" * 3 * REQUEST_MAX + b'"}\n') == b"{}\n"
+        assert len(done) == 1
+    finally:
+        reports.stop()
+
+
+def test_what_goes_wrong_with_a_command_is_one_answer(tmp_path, capfd):
+    def refuse(request):
+        raise CommandError(f"no {request['what']}")
+
+    reports = StatusSocket(tmp_path, lambda: {"instance": "server"}, {"refuse": refuse})
+    reports.start()
+    path = tmp_path / "status.sock"
+    assert json.loads(ask(path, b'{"command": "refuse", "what": "way"}\n')) == {"error": "no way"}
+    answer = json.loads(ask(path, b'{"command": "refuse"}\n'))
+    assert answer == {"error": "refuse: internal error; the log of the instance says more"}
+    assert ask(path, b'{"command": "status"}\n') == b'{"instance": "server"}\n'
+    reports.stop()
+
+
+def test_a_command_is_not_done_by_halves_when_the_asker_loses_patience(tmp_path, monkeypatch):
+    monkeypatch.setattr(status_module, "TIME_MAX", 0.1)
+    begun, go, done = Event(), Event(), Event()
+
+    def slow(request):
+        begun.set()
+        go.wait()
+        done.set()
+        return {}
+
+    reports = StatusSocket(tmp_path, dict, {"slow": slow})
+    reports.start()
+    assert ask(tmp_path / "status.sock", b'{"command": "slow"}\n') == b""
+    assert begun.is_set() and not done.is_set()
+    go.set()
+    assert done.wait(5)
+    reports.stop()
 
 
 def test_a_slow_request_ends_and_holds_nobody(path, monkeypatch):

@@ -1,0 +1,24 @@
+"""``bulkvpnctl disconnect``: ends the sessions of a client."""
+
+import os
+import sys
+
+from bulkvpnd.admin import status
+
+
+def add_arguments(parser):
+    """Adds the arguments of this command to an argparse parser."""
+    parser.add_argument("name", metavar="NAME", help="identity of the client, the name in its certificate")
+    parser.add_argument("instance", nargs="?", metavar="INSTANCE",
+                        help="name of the server's instance, or its runtime directory (default: the only one)")
+
+
+def run(arguments):
+    """Returns the exit status."""
+    try:
+        instance, answer = status.order(arguments.instance, "disconnect", identity=arguments.name)
+    except status.StatusError as error:
+        print(f"bulkvpnctl: {error}", file=sys.stderr)
+        return error.status
+    print(f"{instance}: {arguments.name}: {answer['ended']} sessions ended")
+    return os.EX_OK

@@ -1,0 +1,82 @@
+"""The configuration in force, and how another takes its place while the instance runs.
+
+    start, SIGHUP, `bulkvpnctl reload` --> read --> checked as a whole --wrong--> an error; everything stays as it is
+                                                        |
+                     what can be applied live is in force, the rest is named and waits for a restart
+
+What an option can do is in its row of config.OPTIONS. Sessions and connections survive all of it.
+"""
+
+import dataclasses
+import datetime
+
+from bulkvpnd import config, pki
+from bulkvpnd.control import clients, gateway, multipath
+from bulkvpnd.control.revocation import Revocations
+
+PEM_OPTIONS = ("ca", "certificate", "key", "crl")
+
+
+def check(configuration):
+    """What can be said about a configuration before anything is touched.
+
+    Returns (Configuration with its clients, Revocations, expiry of the own certificate). Raises ConfigurationError.
+    """
+    configuration = dataclasses.replace(configuration, clients=clients.load(configuration))
+    gateway.check(configuration)
+    multipath.check_configuration(configuration)
+    texts = [config.pem_text(configuration, name) for name in ("ca", "certificate", "key")]
+    now = datetime.datetime.now(datetime.timezone.utc)
+    try:
+        expiry = pki.check_own(*texts, configuration.mode, now)
+    except pki.PKIError as error:
+        raise config.ConfigurationError(f"{configuration.path}: {error}") from None
+    return configuration, Revocations(configuration, now), expiry
+
+
+class Current:
+    """configuration: in force. revocations: of control.revocation, likewise; both as check() returned them.
+
+    load(text): the Configuration that the file holds, or `text` in its place; raises ConfigurationError.
+    """
+
+    def __init__(self, configuration, revocations, load):
+        self.configuration = configuration
+        self.revocations = revocations
+        self._load = load
+
+    def replace(self, text, prepare):
+        """Another configuration comes into force, as far as it can.
+
+        text: of the file, None to read it. prepare(old, new): does what may still fail, and raises then.
+        Returns ({option: when it takes effect, of config.RELOADS}, [what needs a restart]). Raises ConfigurationError,
+        or what prepare() raises, and then nothing has changed.
+        """
+        old = self.configuration
+        wanted = self._load(text)
+        if wanted.mode != old.mode:
+            raise config.ConfigurationError(f"{old.path}: mode = {wanted.mode}: this instance runs as a {old.mode}; "
+                                            f"restart it, or leave mode = {old.mode}")
+        wanted, revocations, _ = check(wanted)
+        live, restart = {}, []
+        fields = {}
+        for option in config.OPTIONS:
+            value = getattr(wanted, option.field)
+            when = option.reload_of(old.mode)
+            if when != config.RESTART:
+                # Also where the path is the same the file may have changed.
+                fields[option.field] = value
+            if option.name in PEM_OPTIONS:
+                changed = self.revocations.texts.get(option.name) != revocations.texts.get(option.name)
+            else:
+                changed = value != getattr(old, option.field)
+            if changed and when == config.RESTART:
+                restart.append(option.name)
+            elif changed:
+                live[option.name] = when
+        if wanted.clients != old.clients:
+            restart.append(clients.directory_of(old).name)
+        merged = dataclasses.replace(old, **fields)
+        prepare(old, merged)
+        self.configuration, self.revocations = merged, revocations
+        return live, restart

@@ -1,0 +1,108 @@
+"""What an administrator does to a server that carries traffic: reload, disconnect, drain, restart."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from harness import INNER, ROOT, inside, wait_until
+
+BACK = 3
+"""Seconds from the end of a server that is started again at once until its clients are back (issue: the promise)."""
+
+
+@pytest.fixture
+def tunnel(network):
+    server = network.start_server().wait_ready()
+    client = network.start_client().wait_ready()
+    client.wait_connections(4)
+    yield network, server, client
+    assert client.stop() == 0
+
+
+def bulkvpnctl(*arguments):
+    """Returns (exit status, what it printed)."""
+    result = subprocess.run([sys.executable, "-m", "bulkvpnd.admin", *map(str, arguments)], cwd=ROOT, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return result.returncode, result.stdout
+
+
+def sessions(server):
+    return [(one["identity"], one["session"]) for one in server.status()["sessions"]]
+
+
+def test_reload_disconnect_and_drain(tunnel):
+    network, server, client = tunnel
+    file = network.directory / "server.conf"
+    good = file.read_text()
+    reload = ["reload", server.runtime, "--config", file]
+    before = sessions(server), [one["connection"] for one in server.connections()]
+    assert not server.lines("DEBUG")
+
+    file.write_text(good + "grace = never\n")
+    status, said = bulkvpnctl(*reload)
+    assert status == 78 and re.fullmatch(rf"bulkvpnctl: {file}:\d+: grace = never: should be .*\n", said)
+    file.write_text(good + "log-level = debug\nmtu = 1400\nroutes = 192.168.7.0/24\n")
+    status, said = bulkvpnctl(*reload)
+    assert status == 0 and "log-level: in force" in said and "mtu: needs a restart" in said
+    assert "routes: in force for sessions begun from then on" in said
+    assert server.lines("reloaded: in force: .*after a restart: mtu")
+    assert network.ping() and (sessions(server), [one["connection"] for one in server.connections()]) == before
+
+    # The daemon can read its file here, so the signal does the same.
+    file.write_text(good + "log-level = debug\ngrace = 44\n")
+    os.kill(server.process.pid, signal.SIGHUP)
+    wait_until(lambda: server.lines("reloaded: in force: .*grace"), 5, "the signal reloads")
+    file.write_text(good + "grace = never\n")
+    os.kill(server.process.pid, signal.SIGHUP)
+    wait_until(lambda: server.lines("not reloaded, the former configuration stays in force: .*grace = never"), 5, "no")
+    file.write_text(good)
+
+    assert bulkvpnctl("disconnect", "nobody", server.runtime)[0] == 1
+    assert sessions(server) == before[0] and not server.lines("DEBUG")
+    assert bulkvpnctl("disconnect", "client", server.runtime)[0] == 0
+    wait_until(lambda: sessions(server) and sessions(server) != before[0], BACK, "it is back, with another session")
+    client.wait_connections(4)
+    assert network.ping() and server.lines("DEBUG")
+
+    assert bulkvpnctl("drain", server.runtime) == (0, f"{server.runtime.name}: accepts no new sessions; 1 is left\n")
+    assert bulkvpnctl("disconnect", "client", server.runtime)[0] == 0
+    assert bulkvpnctl("drain", server.runtime, "--wait")[0] == 0
+    wait_until(lambda: client.lines("the server refuses: shutdown"), 5, "it is refused")
+    wait_until(lambda: not sessions(server), 5, "it is out")
+    assert not network.ping(count=1)
+    assert bulkvpnctl("drain", server.runtime, "--off")[0] == 0
+    wait_until(lambda: sessions(server), 30, "it is back")
+    assert server.stop() == 0
+
+
+def test_a_restart_is_over_within_seconds_and_tcp_lives_on(tunnel):
+    network, server, client = tunnel
+    with inside(network.server):
+        listener = socket.create_server((INNER[4], 5001))
+    with inside(network.client):
+        near = socket.create_connection((INNER[4], 5001), timeout=5)
+    far, _ = listener.accept()
+    with near, far, listener:
+        near.sendall(b"before")
+        assert far.recv(6) == b"before"
+        ended = time.monotonic()
+        assert server.stop() == 0
+        assert not network.ping(count=1)
+        again = network.start_server().wait_ready()
+        wait_until(lambda: network.ping(count=1), 20, "the tunnel is back")
+        took = time.monotonic() - ended
+        near.settimeout(10)
+        far.settimeout(10)
+        near.sendall(b"after")
+        assert far.recv(5) == b"after"
+        far.sendall(b"and back")
+        assert near.recv(8) == b"and back"
+        ready = again.lines("ready: device")
+        assert ready and took < BACK + 1, f"{took:.1f} s, and a ping that failed took one of them"
+    again.wait_connections(4)
+    assert again.stop() == 0
