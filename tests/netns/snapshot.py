@@ -60,8 +60,8 @@ def _is_settled(host):
     """Whether addresses that are being looked for elsewhere (RFC 4862) are in use, and the links of devices known."""
     devices = json.loads(host.run(COMMANDS["address"]).stdout)
     return not any(address.get("tentative") for one in devices for address in one["addr_info"]) and all(
-        one["operstate"] in ("UP", "UNKNOWN") for one in devices
-        if "UP" in one["flags"] and "NO-CARRIER" not in one["flags"]
+        # LOWER_UP is there at once; the kernel's linkwatch takes up to a second to draw the conclusions.
+        one["operstate"] in ("UP", "UNKNOWN") for one in devices if {"UP", "LOWER_UP"} <= set(one["flags"])
     )
 
 
