@@ -7,7 +7,6 @@ The main process keeps every queue open, because the kernel renumbers the rest w
 import errno
 import fcntl
 import os
-import socket
 import struct
 import sys
 
@@ -16,6 +15,7 @@ CONTROL_DEVICE = "/dev/net/tun"
 # linux/if_tun.h
 TUNSETIFF = 0x400454CA
 TUNSETOFFLOAD = 0x400454D0
+TUNGETIFF = 0x800454D2
 TUNSETVNETLE = 0x400454DC
 IFF_TUN = 0x0001
 IFF_MULTI_QUEUE = 0x0100
@@ -97,11 +97,13 @@ class Tun:
 
     def is_up(self):
         """Whether the device still exists; it can be deleted from outside."""
-        # Not in /sys, which may be that of another network namespace (NetworkNamespacePath= of systemd).
+        # Neither in /sys, which may be that of another network namespace (NetworkNamespacePath= of systemd), nor by
+        # name, which takes a descriptor, and there may be none left. A queue whose device is gone answers EBADFD.
         try:
-            return bool(socket.if_nametoindex(self.name))
+            fcntl.ioctl(self.descriptors[0], TUNGETIFF, bytes(40))
         except OSError:
             return False
+        return True
 
     def close(self):
         """Closes every queue, and with the last one the device is gone."""

@@ -14,6 +14,8 @@ from bulkvpnd.protocol import packet
 
 ROOT = pathlib.Path(__file__).parents[3]
 PROBES = """
+import resource
+from pyroute2 import IPRoute
 from bulkvpnd.host import link
 from bulkvpnd.host.tun import Tun, TunError
 
@@ -28,8 +30,14 @@ try:
     Tun.open("probed", 1)
 except TunError as error:
     print(error)
-tun.close()
+most = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (0, most[1]))
 print(tun.is_up())
+resource.setrlimit(resource.RLIMIT_NOFILE, most)
+with IPRoute() as route:
+    route.link("del", ifname="probed")
+print(tun.is_up())
+tun.close()
 """
 
 
@@ -61,12 +69,12 @@ def test_probe_of_a_real_device():
     done = subprocess.run([*unshare, *program], capture_output=True, text=True, timeout=30,
                           env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
     assert done.returncode == 0, done.stderr
-    down, up, off, taken, closed = done.stdout.splitlines()
+    down, up, off, taken, without_descriptors, gone = done.stdout.splitlines()
     assert down == "the kernel refuses to take a super-packet: Input/output error ()"
     assert up in ("None ('csum', 'tso', 'uso')", "None ('csum', 'tso')")
     assert off == "() True"
     assert taken.startswith("the TUN device probed exists already")
-    assert closed == "False"
+    assert (without_descriptors, gone) == ("True", "False")
 
 
 def test_no_device_without_the_privilege():
