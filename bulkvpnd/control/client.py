@@ -22,6 +22,7 @@ import gevent
 from gevent.event import AsyncResult, Event
 from gevent.lock import Semaphore
 
+from bulkvpnd import events
 from bulkvpnd.control import tls, transport
 from bulkvpnd.control.clientnet import ClientNetwork
 from bulkvpnd.control.status import session_report
@@ -120,7 +121,8 @@ class Client:
             except Refused as refused:
                 retry = handshake.REFUSALS.get(refused.reason, True)
                 log.log(logging.INFO if retry else logging.ERROR, "connection %d: %s", index, refused,
-                        extra={"CONNECTION": index, "REASON": refused.reason, "limited": True})
+                        extra={"CONNECTION": index, "REASON": refused.reason, "limited": True,
+                               "MESSAGE_ID": events.ID["server-refused"]})
             except gevent.Timeout:
                 self._failed(index, remote, f"no answer within {self._configuration.handshake_timeout} s")
             except (RemoteError, OSError) as error:
@@ -139,7 +141,8 @@ class Client:
     @staticmethod
     def _failed(index, remote, reason):
         log.warning("connection %d to %s failed: %s", index, transport.shown(remote), reason,
-                    extra={"CONNECTION": index, "PEER": transport.shown(remote), "REASON": reason, "limited": True})
+                    extra={"CONNECTION": index, "PEER": transport.shown(remote), "REASON": reason, "limited": True,
+                           "MESSAGE_ID": events.ID["connection-failed"]})
 
     def _dial(self, index, remote):
         """Begins the session or joins it. Returns the connection."""
@@ -358,7 +361,8 @@ class Client:
             welcome = connection.welcome
             addresses = " and ".join(str(one.ip) for one in (welcome.ipv4, welcome.ipv6) if one)
             log.info("connected to %s with %s, %d connections, cipher %s", connection.peer, addresses,
-                     welcome.connections, welcome.cipher, extra={"PEER": connection.peer})
+                     welcome.connections, welcome.cipher,
+                     extra={"PEER": connection.peer, "MESSAGE_ID": events.ID["connected"]})
         if not self._was_ready:
             self._was_ready = True
             self.network.came_up(self._on_ready)
@@ -386,7 +390,8 @@ class Client:
         if self._was_up and not any(one.is_live for one in self._connections.values()):
             self._was_up = False
             self.on_change()
-            log.warning("no connection to the server is left; trying again")
+            log.warning("no connection to the server is left; trying again",
+                        extra={"MESSAGE_ID": events.ID["disconnected"]})
 
     def revoke(self, context, revoked):
         """Another revocation list is in force. context, revoked: of control.revocation.Revocations."""

@@ -16,6 +16,7 @@ import gevent
 from gevent import monkey
 from gevent.hub import get_hub
 
+from bulkvpnd import events
 from bulkvpnd.control import transport
 from bulkvpnd.protocol.errors import Refused, RemoteError
 
@@ -234,7 +235,7 @@ class Listener:
     def _turned_away(self, address, place, how, reason):
         peer = transport.shown(address)
         log.warning("connection from %s turned away: %s", peer, reason,
-                    extra={"PEER": peer, "REASON": reason, "limited": True})
+                    extra={"PEER": peer, "REASON": reason, "limited": True, "MESSAGE_ID": events.ID["turned-away"]})
         seconds = self._admission.failed(place, how, time.monotonic())
         if seconds:
             log.warning("nobody at the address of %s is answered for %.0f s, after repeated failures", peer, seconds,

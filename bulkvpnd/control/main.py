@@ -23,7 +23,7 @@ import time
 import gevent
 from gevent.event import Event
 
-from bulkvpnd import __version__, config, hardening, service
+from bulkvpnd import __version__, config, events, hardening, service
 from bulkvpnd.control import ciphers
 from bulkvpnd.control.client import Client
 from bulkvpnd.control.current import Current, check
@@ -64,10 +64,12 @@ def run(configuration, load, check_only=False):
     gevent.signal_handler(signal.SIGHUP, reload.set)
     if not hardening.hide_memory():
         log.warning("this process cannot hide its memory from others of its user")
-    log.info("bulkvpnd %s, mode %s, certificate valid until %s", __version__, configuration.mode, f"{expiry:%Y-%m-%d}")
+    log.info("bulkvpnd %s, mode %s, certificate valid until %s", __version__, configuration.mode, f"{expiry:%Y-%m-%d}",
+             extra={"MESSAGE_ID": events.ID["started"]})
     days = (expiry - _now()).days
     if days < EXPIRY_WARNING_DAYS:
-        log.warning("the certificate expires in %d days; renew it", days)
+        log.warning("the certificate expires in %d days; renew it", days,
+                    extra={"MESSAGE_ID": events.ID["certificate-expires"]})
     try:
         return Main(Current(configuration, revocations, load), stop, reload).run()
     except (TunError, firewall.FirewallError, link.LinkError, MultipathError, OSError) as error:
@@ -98,9 +100,9 @@ class Main:
             finally:
                 service.notify(STOPPING=1)
         if self._failure:
-            log.error("stopping: %s", self._failure)
+            log.error("stopping: %s", self._failure, extra={"MESSAGE_ID": events.ID["failed"]})
             return 1
-        log.info("stopped")
+        log.info("stopped", extra={"MESSAGE_ID": events.ID["stopped"]})
         return os.EX_OK
 
     def _start(self, undo):
@@ -173,7 +175,8 @@ class Main:
                 raise config.ConfigurationError("reload: the text of a configuration is missing")
             live, restart = self._current.replace(text, prepare)
         except (config.ConfigurationError, OSError) as error:
-            log.error("not reloaded, the former configuration stays in force: %s", error)
+            log.error("not reloaded, the former configuration stays in force: %s", error,
+                      extra={"MESSAGE_ID": events.ID["not-reloaded"]})
             raise CommandError(str(error)) from None
         service.set_level(self._current.configuration.log_level)
         role.revoke(self._current.revocations.context, self._current.revocations.revoked)
@@ -183,7 +186,7 @@ class Main:
             log.error("reloaded, but not all of it could be applied: %s", error)
             raise CommandError(f"not all of it could be applied: {error}") from None
         log.info("reloaded: in force: %s; after a restart: %s", ", ".join(live) or "nothing new",
-                 ", ".join(restart) or "nothing")
+                 ", ".join(restart) or "nothing", extra={"MESSAGE_ID": events.ID["reloaded"]})
         return {"instance": self._current.configuration.name, "live": live, "restart": restart}
 
     def _on_hangup(self, role):
@@ -205,7 +208,8 @@ class Main:
             return
         why_not = self._tun.enable_offload()
         if why_not:
-            log.warning("no offload, packets go one by one, at a fraction of the speed: %s", why_not)
+            log.warning("no offload, packets go one by one, at a fraction of the speed: %s", why_not,
+                        extra={"MESSAGE_ID": events.ID["no-offload"]})
         else:
             log.info("device %s: offload %s", self._tun.name, ", ".join(self._tun.offloads))
 

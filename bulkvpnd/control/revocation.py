@@ -12,7 +12,7 @@ import datetime
 import logging
 import os
 
-from bulkvpnd import config, pki
+from bulkvpnd import config, events, pki
 from bulkvpnd.control import tls
 
 log = logging.getLogger(__name__)
@@ -90,6 +90,7 @@ class Revocations:
         self._reminded = now
         if now > last:
             log.error("the revocation list has expired, so every new connection is refused; make a new one with: "
-                      "bulkvpnctl pki crl")
+                      "bulkvpnctl pki crl", extra={"MESSAGE_ID": events.ID["revocations-expired"]})
         else:
-            log.warning("the revocation list expires in %d days; make a new one with: bulkvpnctl pki crl", left.days)
+            log.warning("the revocation list expires in %d days; make a new one with: bulkvpnctl pki crl", left.days,
+                        extra={"MESSAGE_ID": events.ID["revocations-expired"]})

@@ -13,6 +13,7 @@ import time
 
 import gevent
 
+from bulkvpnd import events
 from bulkvpnd.control import gateway, tls, transport
 from bulkvpnd.control.admission import Admission, Pace
 from bulkvpnd.control.listener import Listener
@@ -134,7 +135,8 @@ class Server:
             session = self._session_for(identity, hello, address[0])
         except Refused as refused:
             log.info("%s from %s refused: %s", identity, peer, refused,
-                     extra={"IDENTITY": identity, "PEER": peer, "REASON": refused.reason, "limited": True})
+                     extra={"IDENTITY": identity, "PEER": peer, "REASON": refused.reason, "limited": True,
+                            "MESSAGE_ID": events.ID["client-refused"]})
             shake.send(handshake.encode(handshake.Refuse(refused.reason)))
             try:
                 shake.finish()
@@ -262,7 +264,7 @@ class Server:
         if len(session.live_connections) == 1 and not replaced:
             addresses = " and ".join(str(interface.ip) for interface in session.interfaces.values())
             log.info("%s connected from %s with %s", session.identity, connection.peer, addresses,
-                     extra=_fields(connection))
+                     extra={**_fields(connection), "MESSAGE_ID": events.ID["client-connected"]})
             if self._tun.offloads and "tso" not in session.terms["peer_offloads"]:
                 log.info("%s takes no super-packets: packets go one by one, at a fraction of the speed",
                          session.identity, extra=_fields(connection))
@@ -284,7 +286,8 @@ class Server:
         self._announce(session)
         if not session.connections and session.is_live and not session.is_ended:
             log.info("%s has no connection left; its session ends in %d s", session.identity,
-                     self._configuration.grace, extra={"IDENTITY": session.identity, "SESSION": session.number})
+                     self._configuration.grace, extra={"IDENTITY": session.identity, "SESSION": session.number,
+                                                       "MESSAGE_ID": events.ID["client-silent"]})
 
     def worker_ready(self, index):
         """A worker that took another's place learns which sessions there are."""
@@ -311,7 +314,8 @@ class Server:
             return
         for session in (ended := self._sessions.end_revoked(revoked)):
             log.warning("session of %s ended: its certificate was revoked", session.identity,
-                        extra={"IDENTITY": session.identity, "SESSION": session.number, "REASON": "revoked"})
+                        extra={"IDENTITY": session.identity, "SESSION": session.number, "REASON": "revoked",
+                               "MESSAGE_ID": events.ID["session-ended"]})
         self._forget(ended, "refused")
 
     # What the administrator orders
@@ -322,7 +326,8 @@ class Server:
         ended = self._sessions.end(one for one in self._sessions if one.identity == identity) if self._sessions else []
         for session in ended:
             log.info("session of %s ended: disconnected by the administrator", session.identity,
-                     extra={"IDENTITY": session.identity, "SESSION": session.number, "REASON": "administrator"})
+                     extra={"IDENTITY": session.identity, "SESSION": session.number, "REASON": "administrator",
+                            "MESSAGE_ID": events.ID["session-ended"]})
         self._forget(ended, "shutdown")
         if not ended:
             raise CommandError(f"no session of {printable(identity)}; bulkvpnctl status shows who is connected")
@@ -334,7 +339,7 @@ class Server:
         if is_draining != self._is_draining:
             self._is_draining = is_draining
             log.info("new sessions are %s", "refused from now on; those that there are go on" if is_draining
-                     else "accepted again")
+                     else "accepted again", extra={"MESSAGE_ID": events.ID["draining"]})
         return {"draining": self._is_draining, "sessions": sum(one.is_live for one in self._sessions or ())}
 
     # What workers are told
@@ -372,7 +377,8 @@ class Server:
             for session in (expired := self._sessions.expire(now)):
                 if session.is_live:
                     log.info("session of %s ended", session.identity,
-                             extra={"IDENTITY": session.identity, "SESSION": session.number})
+                             extra={"IDENTITY": session.identity, "SESSION": session.number, "REASON": "timeout",
+                                    "MESSAGE_ID": events.ID["session-ended"]})
             self._forget(expired, "timeout")
             for connection in list(self._sessions.connections.values()):
                 if not connection.is_live and now - connection.since > PENDING_SECONDS:

@@ -17,6 +17,7 @@ import time
 import gevent
 from gevent.event import AsyncResult, Event
 
+from bulkvpnd import events
 from bulkvpnd.workerlink import LinkClosed, WorkerLink
 
 log = logging.getLogger(__name__)
@@ -139,7 +140,7 @@ class Workers:
         worker.process.kill()
         status = worker.process.wait()
         log.error("worker %d ended unexpectedly (%s); starting another", worker.index, _ending(status),
-                  extra={"WORKER": worker.index})
+                  extra={"WORKER": worker.index, "MESSAGE_ID": events.ID["worker-lost"]})
         self._handler.worker_lost(worker.index)
         if time.monotonic() - worker.started_at > LIVED:
             worker.failures = 0

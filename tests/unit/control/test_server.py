@@ -18,7 +18,7 @@ from doubles import (
 )  # fmt: skip
 from gevent import socket
 
-from bulkvpnd import service
+from bulkvpnd import events, service
 from bulkvpnd.control import server as server_module
 from bulkvpnd.control.admission import Pace
 from bulkvpnd.control.clients import Client
@@ -921,3 +921,17 @@ def test_drained(site, server):
     live(site, server, joins=alice.welcome, index=1)
     assert server.commands["drain"]({"off": True}) == {"draining": False, "sessions": 1}
     live(site, server, "bob")
+
+
+def test_lines_of_events_carry_their_ids(site, server, caplog):
+    caplog.set_level(logging.INFO)
+    live(site, server)
+    server.commands["disconnect"]({"identity": "alice"})
+    server.commands["drain"]({})
+    with pytest.raises(Refused):
+        admit(site, server)
+    found = [(record.MESSAGE_ID, getattr(record, "IDENTITY", None)) for record in caplog.records
+             if hasattr(record, "MESSAGE_ID")]
+    assert found == [(events.ID[name], identity) for name, identity in
+                     (("client-connected", "alice"), ("session-ended", "alice"), ("draining", None),
+                      ("client-refused", "alice"))]
