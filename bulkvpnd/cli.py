@@ -15,6 +15,7 @@ COMMANDS = {
     "import": ("install", "install a client's configuration, and start it"),
     "import-openvpn": ("openvpn", "make a configuration from one of OpenVPN"),
     "init-instances": ("instances", "write the configurations of several instances that work as one"),
+    "doctor": ("doctor", "look for what usually goes wrong, and say what mends it"),
     "tune": ("tune", "show what the kernel is tuned with, or tune it by hand"),
     "top": ("top", "show the sessions of running instances, live"),
     "metrics": ("metrics", "print the metrics of running instances, as Prometheus reads them"),

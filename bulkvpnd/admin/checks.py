@@ -1,0 +1,499 @@
+"""The checks of `bulkvpnctl doctor`: one function for each, in one table, over what admin.machine sees.
+
+A check returns or yields Verdicts. What keeps it from looking is "not checked", with the reason; it raises nothing that
+the doctor would have to know.
+"""
+
+import dataclasses
+import datetime
+import ipaddress
+from collections.abc import Callable
+
+from bulkvpnd import config, pki
+from bulkvpnd.admin.diagnosis import findings
+from bulkvpnd.admin.status import StatusError
+from bulkvpnd.host import firewall, gateway, tuning
+
+FINE, NOTE, PROBLEM, NOT_CHECKED = "fine", "note", "problem", "not checked"
+EXPIRES_SOON = datetime.timedelta(days=30)
+"""As the daemon warns (choice)."""
+PING_SIZE = 128
+"""Bytes of a packet that any path carries (choice)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """state: of the four above. text: one line. mend: the command, or what to do, None if there is nothing to mend."""
+
+    state: str
+    text: str
+    mend: str | None = None
+
+
+@dataclasses.dataclass
+class Subject:
+    """What is examined. configuration: of the instance. machine: admin.machine.Machine, or a double. report: of the
+    running instance, None while it does not run; `why_not` is then why."""
+
+    configuration: object
+    machine: object
+    report: dict | None = None
+    why_not: str = ""
+
+    @property
+    def unit(self):
+        return f"bulkvpnd@{self.configuration.name}"
+
+    @property
+    def device(self):
+        return self.report and self.report.get("device")
+
+    def addresses(self):
+        """Outer addresses of the server, texts; names that have none are left out."""
+        found = []
+        for remote in self.configuration.remote:
+            try:
+                found += [address[0].partition("%")[0] for _, address in self.machine.resolve(*remote)]
+            except OSError:
+                continue  # the check of the names says so
+        return list(dict.fromkeys(found))
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """name: as it is shown. look: Subject -> Verdicts. role: that it is for, None for both. seconds: it may take."""
+
+    name: str
+    look: Callable
+    role: str | None = None
+    seconds: float = 10.0
+
+
+# This end
+
+
+def _packages(subject):
+    try:
+        found = subject.machine.requirements()
+    except LookupError as error:
+        return [Verdict(NOT_CHECKED, str(error))]
+    wrong = [f"{name} is {has or 'missing'}, {least} is needed" for name, least, has in found
+             if has is None or _version(has) < _version(least)]
+    if wrong:
+        return [Verdict(PROBLEM, "; ".join(wrong), "apt install bulkvpnd, or: pip install --upgrade bulkvpnd")]
+    return [Verdict(FINE, ", ".join(f"{name} {has}" for name, _, has in found))]
+
+
+def _version(text):
+    parts = []
+    for part in text.split("."):
+        digits = part[: len(part) - len(part.lstrip("0123456789"))]
+        parts.append(int(digits or 0))
+    return (parts + [0, 0, 0])[:3]
+
+
+def _tun(subject):
+    try:
+        subject.machine.open_tun()
+    except PermissionError:
+        return [Verdict(NOT_CHECKED, "/dev/net/tun: permission denied; run it as root, in a container let it have it")]
+    except OSError as error:
+        return [Verdict(PROBLEM, f"/dev/net/tun: {error.strerror}", "modprobe tun; in a container, give it the device")]
+    return [Verdict(FINE, "/dev/net/tun can be opened")]
+
+
+def _files(subject):
+    try:
+        subject.machine.check_files()
+    except config.ConfigurationError as error:
+        return [Verdict(PROBLEM, str(error), f"bulkvpnd --config {subject.configuration.path} --check")]
+    return [Verdict(FINE, f"{subject.configuration.path}")]
+
+
+def _certificate(subject):
+    """Owner and mode of the key file are checked where it is read."""
+    try:
+        texts = [subject.machine.pem(name) for name in ("ca", "certificate", "key")]
+        now = subject.machine.now()
+        expires = pki.check_own(*texts, subject.configuration.mode, now)
+        name = pki.describe(texts[1]).name
+    except (config.ConfigurationError, pki.PKIError) as error:
+        expired = "expired at" in str(error)
+        mend = "timedatectl shows the clock; on the authority's machine: bulkvpnctl pki renew NAME" if expired else None
+        return [Verdict(PROBLEM, str(error), mend)]
+    text = f"{name}, valid until {expires:%Y-%m-%d}"
+    if expires - now < EXPIRES_SOON:
+        return [Verdict(NOTE, text, f"on the authority's machine: bulkvpnctl pki renew {name}")]
+    return [Verdict(FINE, text)]
+
+
+def _revocations(subject):
+    if subject.configuration.crl is None:
+        return [Verdict(NOT_CHECKED, "crl is not given")]
+    try:
+        crl = pki.read_crl(subject.machine.pem("crl"), subject.machine.pem("ca"))
+        pki.check_crl_dates(crl, subject.machine.now())
+    except (config.ConfigurationError, pki.PKIError) as error:
+        return [Verdict(PROBLEM, str(error), "on the authority's machine: bulkvpnctl pki crl")]
+    return [Verdict(FINE, f"{len(crl.revoked)} certificates revoked, valid until {crl.last:%Y-%m-%d}")]
+
+
+def _clock(subject):
+    now = f"{subject.machine.now():%Y-%m-%d %H:%M UTC}"
+    if subject.machine.clock_is_kept():
+        return [Verdict(FINE, f"{now}, kept right by a daemon")]
+    return [Verdict(NOTE, f"{now}, and nothing keeps it right",
+                    "apt install systemd-timesyncd; timedatectl set-ntp true")]
+
+
+def _instance(subject):
+    if subject.report is None:
+        yield Verdict(NOTE, subject.why_not, f"systemctl start {subject.unit}; journalctl -u {subject.unit} -n 20")
+        return
+    found = findings(subject.report)
+    for one in found:
+        yield Verdict(PROBLEM if one.is_fault else NOTE, one.text, one.mend)
+    restarts = sum(worker["restarts"] for worker in subject.report["workers"])
+    if restarts:
+        yield Verdict(NOTE, f"{restarts} restarts of workers", f"journalctl -u {subject.unit} -p warning")
+    if not found and not restarts:
+        yield Verdict(FINE, "it runs and is well")
+
+
+def _offload(subject):
+    if subject.report is None:
+        return [Verdict(NOT_CHECKED, "the instance does not run")]
+    offload = subject.report["offload"]
+    if not offload:
+        return [Verdict(NOTE, "none: packets go one by one, at a fraction of the speed",
+                        f"journalctl -u {subject.unit} -g offload")]
+    return [Verdict(FINE, ", ".join(offload))]
+
+
+# The path to the server
+
+
+def _names(subject):
+    for host, port in subject.configuration.remote:
+        try:
+            addresses = [address[0] for _, address in subject.machine.resolve(host, port)]
+        except OSError as error:
+            yield Verdict(PROBLEM, f"{host}: {error.strerror or error}",
+                          f"getent ahosts {host}; correct remote, or /etc/resolv.conf")
+        else:
+            yield Verdict(FINE, f"{host} is {', '.join(dict.fromkeys(addresses))}")
+
+
+ANSWERS = (
+    # words of OpenSSL by which the handshake ended, what they mean, the mend
+    ("CERTIFICATE_REVOKED", "the server says that this client's certificate is revoked",
+     "on the authority's machine: bulkvpnctl pki add NAME, and take its configuration here"),
+    ("CERTIFICATE_EXPIRED",
+     "the server says that a certificate has expired: this client's own, or the server's clock is wrong",
+     "date, at both ends; on the authority's machine: bulkvpnctl pki renew NAME"),
+    ("UNKNOWN_CA", "the server does not know the authority that signed this client's certificate",
+     "take ca, certificate and key from the server's own bulkvpnctl pki add"),
+    ("BAD_CERTIFICATE", "the server does not take this client's certificate; its clock may be wrong",
+     "date, on the server; journalctl -u bulkvpnd@server there says more"),
+    ("has expired", "the server's certificate has expired, or this machine's clock is wrong",
+     "date; on the authority's machine: bulkvpnctl pki renew server"),
+    ("not yet valid", "the server's certificate is not valid yet: this machine's clock is behind",
+     "timedatectl set-ntp true"),
+)  # fmt: skip
+
+
+def _port(subject):
+    for host, port in subject.configuration.remote:
+        try:
+            greeting = subject.machine.greet((host, port))
+        except (OSError, config.ConfigurationError) as error:
+            yield Verdict(NOT_CHECKED, f"{host}: {getattr(error, 'strerror', None) or error}")
+            continue
+        if greeting is None:
+            yield Verdict(NOT_CHECKED, f"{host}: no address")
+        elif greeting.stage == "connect":
+            yield Verdict(PROBLEM, f"{greeting.address} cannot be reached: {greeting.error}",
+                          f"on the server: bulkvpnctl doctor; let TCP port {port} through what lies between")
+        elif greeting.stage == "tls":
+            yield _refused(greeting)
+        else:
+            yield Verdict(FINE, f"{greeting.address} lets this client in")
+
+
+def _refused(greeting):
+    for words, meaning, mend in ANSWERS:
+        if words.lower() in greeting.error.lower():
+            return Verdict(PROBLEM, f"{greeting.address}: {meaning}", mend)
+    return Verdict(PROBLEM, f"{greeting.address}: {greeting.error}",
+                   "on the server: journalctl -u bulkvpnd@server -n 20")
+
+
+def _path_mtu(subject):
+    for address in subject.addresses():
+        try:
+            name = next(iter(subject.machine.towards([address])), None)
+            if name is None or name == subject.device:
+                yield Verdict(NOT_CHECKED, f"{address}: no device of this machine leads there")
+                continue
+            mtu = subject.machine.mtu(name)
+            if not subject.machine.ping(address, PING_SIZE):
+                yield Verdict(NOT_CHECKED, f"{address} answers no ping")
+            elif subject.machine.ping(address, mtu):
+                yield Verdict(FINE, f"{address} gets packets of {mtu} bytes")
+            else:
+                yield Verdict(PROBLEM, f"{address} gets no packets of {mtu} bytes, the MTU of {name}",
+                              f"set wan-mtu = {tuning.USUAL_MTU if mtu > tuning.USUAL_MTU else 1400}")
+        except FileNotFoundError:
+            yield Verdict(NOT_CHECKED, "ping is missing; run: apt install iputils-ping")
+        except OSError as error:
+            yield Verdict(NOT_CHECKED, f"{address}: {error.strerror or error}")
+
+
+def _wan_mtu(subject):
+    client = subject.configuration.mode == "client"
+    wan = subject.configuration.wan_interface
+    try:
+        names = [wan] if wan else subject.machine.towards(subject.addresses() if client else None)
+        sizes = {name: subject.machine.mtu(name) for name in names if name != subject.device}
+    except OSError as error:
+        return [Verdict(NOT_CHECKED, error.strerror or str(error))]
+    if not sizes:
+        return [Verdict(NOT_CHECKED, "no device leads to the other end")]
+    return [
+        Verdict(FINE, f"{name} has {mtu} bytes")
+        if mtu == (subject.configuration.wan_mtu or tuning.USUAL_MTU)
+        else Verdict(NOTE, f"{name} has {mtu} bytes and not {tuning.USUAL_MTU}",
+                     f"if the path does not carry that, set wan-mtu = {tuning.USUAL_MTU}")
+        for name, mtu in sizes.items()
+    ]
+
+
+def _tuning(subject):
+    if not subject.configuration.tuning:
+        return [Verdict(NOT_CHECKED, "tuning = no")]
+    if subject.report is None:
+        return [Verdict(NOT_CHECKED, "the instance does not run, which is what tunes")]
+    rows = [outcome for wish, outcome in subject.machine.tuned(subject.device, subject.addresses())
+            if wish.value is not None and wish.key != "TCP_CONGESTION"]
+    missed = [str(one) for one in rows if one.why_not]
+    if missed:
+        return [Verdict(NOTE, one, f"bulkvpnctl tune show --config {subject.configuration.path}") for one in missed]
+    return [Verdict(FINE, f"{len(rows)} settings are as wanted")]
+
+
+def _congestion(subject):
+    for wish, outcome in subject.machine.tuned(None, []):
+        if wish.key == "TCP_CONGESTION":
+            if outcome.why_not:
+                return [Verdict(NOTE, f"{wish.value} cannot be had: {outcome.why_not}; {outcome.set} is used",
+                                f"modprobe tcp_{wish.value}")]
+            return [Verdict(FINE, f"{outcome.set}")]
+    return [Verdict(NOT_CHECKED, "the kernel does not say")]
+
+
+def _routes(subject):
+    try:
+        present = subject.machine.routes()
+    except OSError as error:
+        return [Verdict(NOT_CHECKED, error.strerror or str(error))]
+    configuration, found = subject.configuration, []
+    wanted = {network for network, name in present if name == subject.device}
+    if configuration.mode == "server":
+        wanted |= {network for network in (configuration.pool_ipv4, configuration.pool_ipv6) if network}
+    else:
+        wanted |= set(configuration.routes)
+    if subject.report:
+        wanted |= {ipaddress.ip_interface(text).network for text in subject.report["addresses"]}
+    for network in sorted(wanted, key=str):
+        for other, name in present:
+            if name != subject.device and other.version == network.version and other.overlaps(network):
+                # Of a larger one only the tunnel's part is taken away.
+                state = PROBLEM if other.subnet_of(network) else NOTE
+                found.append(Verdict(state, f"{network} of the tunnel overlaps {other}, which {name} has",
+                                     f"ip route show {other}; give the tunnel another range, or remove that route"))
+    for text in subject.addresses() if configuration.mode == "client" and not configuration.redirect_gateway else ():
+        address = ipaddress.ip_address(text)
+        # The longest prefix decides; a route of the tunnel's own that is no longer than another's leads nowhere.
+        best = max(((network.prefixlen, name) for network, name in present
+                    if network.version == address.version and address in network), default=(0, None))
+        if subject.device and best[1] == subject.device:
+            found.append(Verdict(PROBLEM, f"the route to the server, {text}, leads into the tunnel",
+                                 f"ip route get {text}; take that network out of routes and accept-routes"))
+    return found or [Verdict(FINE, f"{', '.join(sorted(map(str, wanted))) or 'nothing yet'}: nobody else's")]
+
+
+# The server as a gateway
+
+
+def _listening(subject):
+    ports = subject.machine.listening()
+    for host, port in subject.configuration.listen:
+        if subject.report is None:
+            yield (Verdict(PROBLEM, f"port {port} is another program's", f"ss -ltnp 'sport = :{port}'") if port in ports
+                   else Verdict(NOT_CHECKED, "the instance does not run"))
+        elif port in ports:
+            yield Verdict(FINE, f"port {port}")
+        else:
+            yield Verdict(PROBLEM, f"nothing listens on port {port}", f"systemctl restart {subject.unit}")
+
+
+def _objects(subject):
+    """(objects of the ruleset, None), or (None, Verdict)."""
+    try:
+        return subject.machine.ruleset(), None
+    except (OSError, firewall.FirewallError) as error:
+        return None, Verdict(NOT_CHECKED, getattr(error, "strerror", None) or str(error))
+
+
+def _dropping(objects, hook):
+    """Base chains of others at `hook` that drop what no rule lets pass."""
+    chains = [one["chain"] for one in objects if "chain" in one]
+    return [one for one in chains if one.get("hook") == hook and one.get("policy") == "drop"
+            and one["family"] in ("ip", "ip6", "inet") and not one["table"].startswith(firewall.PREFIX)]
+
+
+def _input(subject):
+    objects, why_not = _objects(subject)
+    if why_not:
+        return [why_not]
+    found = []
+    for chain in _dropping(objects, "input"):
+        rules = [one["rule"]["expr"] for one in objects if "rule" in one
+                 and (one["rule"]["family"], one["rule"]["table"]) == (chain["family"], chain["table"])]
+        where = f"{chain['family']} {chain['table']}, chain {chain['name']}"
+        for _, port in subject.configuration.listen:
+            if any(_names_port(rule, port) for rule in rules):
+                found.append(Verdict(FINE, f"a rule of table {where} names port {port}"))
+            elif any(any("xt" in part for part in rule) for rule in rules):
+                found.append(Verdict(NOT_CHECKED, f"table {where} has rules of iptables; see: iptables -S"))
+            else:
+                found.append(Verdict(PROBLEM, f"table {where} drops what comes in, and no rule names port {port}",
+                                     f"nft insert rule {where.replace(', chain', '')} tcp dport {port} accept"))
+    return found or [Verdict(FINE, "no chain drops what comes in unless a rule lets it pass")]
+
+
+def _names_port(rule, port):
+    """Whether a rule that does not drop matches the destination port."""
+    if any("drop" in part or "reject" in part for part in rule):
+        return False
+    matches = [part["match"] for part in rule if "match" in part]
+    return any(one["left"] == {"payload": {"protocol": protocol, "field": "dport"}} and one.get("op") != "!="
+               and _contains(one["right"], port) for one in matches for protocol in ("tcp", "th"))
+
+
+def _contains(right, port):
+    if isinstance(right, dict):
+        if "range" in right:
+            low, high = right["range"]
+            return low <= port <= high
+        return any(_contains(one, port) for one in right.get("set", ()))
+    if isinstance(right, str):
+        return right.startswith("@")  # a named set; what is in it is not looked at
+    return right == port
+
+
+def _is_gateway(configuration):
+    return configuration.nat or configuration.client_to_client or bool(configuration.routes)
+
+
+def _forwarding(subject):
+    if not _is_gateway(subject.configuration):
+        return [Verdict(NOT_CHECKED, "this server forwards nothing: no nat, client-to-client or routes")]
+    if subject.report is None:
+        return [Verdict(NOT_CHECKED, "the instance does not run, which is what turns it on")]
+    pools = {pool.version for pool in (subject.configuration.pool_ipv4, subject.configuration.pool_ipv6) if pool}
+    found = []
+    for version in sorted(pools):
+        key = gateway.FORWARDING[version]
+        try:
+            is_on = subject.machine.sysctl(key) != "0"
+        except OSError as error:
+            found.append(Verdict(NOT_CHECKED, f"{key}: {error.strerror}"))
+            continue
+        found.append(Verdict(FINE, f"{key} is on") if is_on else
+                     Verdict(PROBLEM, f"{key} is 0: the kernel forwards nothing", f"sysctl -w {key}=1"))
+    objects, why_not = _objects(subject)
+    if why_not:
+        return [*found, why_not]
+    return found + [
+        Verdict(NOTE, f"table {one['family']} {one['table']}, chain {one['name']} drops what is forwarded unless a "
+                      "rule lets it pass",
+                f"let it pass with a rule for iifname {subject.device} and one for oifname {subject.device}")
+        for one in _dropping(objects, "forward")
+    ]
+
+
+def _nat(subject):
+    if subject.report is None:
+        return [Verdict(NOT_CHECKED, "the instance does not run")]
+    objects, why_not = _objects(subject)
+    if why_not:
+        return [why_not]
+    table = firewall.table_name(subject.configuration.name)
+    masquerades = {one["rule"]["table"] for one in objects if "rule" in one
+                   and any("masquerade" in part or "snat" in part for part in one["rule"]["expr"])}
+    if subject.configuration.nat:
+        if table in masquerades:
+            return [Verdict(FINE, f"table {firewall.FAMILY} {table}")]
+        return [Verdict(PROBLEM, f"nat = yes, but no table {firewall.FAMILY} {table} translates: somebody removed it",
+                        f"systemctl restart {subject.unit}")]
+    if masquerades:
+        return [Verdict(FINE, f"not by this instance; by table {', '.join(sorted(masquerades))}")]
+    if _is_gateway(subject.configuration) or subject.configuration.dns:
+        return [Verdict(NOTE, "nat = no and nothing else translates: what lies behind this server must know the way "
+                              "back to the pool", f"set nat = yes; systemctl restart {subject.unit}")]
+    return [Verdict(FINE, "nat = no, and nothing is forwarded")]
+
+
+# Names in the tunnel
+
+
+def _dns(subject):
+    configuration, found = subject.configuration, []
+    servers = [str(one) for one in configuration.dns]
+    if configuration.mode == "client":
+        manager = subject.machine.dns_manager()
+        if manager is None and (servers or configuration.accept_dns):
+            found.append(Verdict(NOTE, "nothing here takes name servers of the tunnel",
+                                 "apt install systemd-resolved polkitd"))
+        if subject.device and manager == "systemd-resolved":
+            servers += subject.machine.name_servers(subject.device)
+    if subject.report is None:
+        return [*found, Verdict(NOT_CHECKED, "the instance does not run")]
+    for server in dict.fromkeys(servers):
+        found.append(Verdict(FINE, f"{server} answers") if subject.machine.asks(server) else
+                     Verdict(PROBLEM, f"the name server {server} does not answer",
+                             f"dig @{server} . NS; correct dns at the server"))
+    return found or [Verdict(NOT_CHECKED, "the tunnel has no name server")]
+
+
+CHECKS = (
+    Check("packages", _packages),
+    Check("TUN", _tun),
+    Check("configuration", _files),
+    Check("certificate", _certificate),
+    Check("revocations", _revocations),
+    Check("clock", _clock),
+    Check("instance", _instance),
+    Check("offload", _offload),
+    Check("names", _names, "client", 15),
+    Check("server", _port, "client", 40),
+    Check("path MTU", _path_mtu, "client", 20),
+    Check("WAN MTU", _wan_mtu),
+    Check("congestion", _congestion),
+    Check("tuning", _tuning),
+    Check("routes", _routes),
+    Check("listening", _listening, "server"),
+    Check("firewall", _input, "server"),
+    Check("forwarding", _forwarding, "server"),
+    Check("NAT", _nat, "server"),
+    Check("DNS", _dns, None, 20),
+)
+
+
+def examined(configuration, machine):
+    """A Subject, with the report of the instance if it runs."""
+    try:
+        return Subject(configuration, machine, machine.report())
+    except StatusError as error:
+        return Subject(configuration, machine, None, str(error))

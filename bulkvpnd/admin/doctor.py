@@ -1,0 +1,124 @@
+"""``bulkvpnctl doctor``: looks for what usually goes wrong, and says what mends it. Changes nothing."""
+
+import json
+import os
+import queue
+import sys
+import threading
+
+import rich.console
+import rich.markup
+
+from bulkvpnd import config
+from bulkvpnd.admin import checks, machine
+
+_LOOKS = {checks.FINE: "green", checks.NOTE: "yellow", checks.PROBLEM: "red", checks.NOT_CHECKED: "dim"}
+
+
+def add_arguments(parser):
+    """Adds the arguments of this command to an argparse parser."""
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("instance", nargs="?", metavar="INSTANCE",
+                       help="name of the instance, as in bulkvpnd@INSTANCE (default: all in /etc/bulkvpn)")
+    which.add_argument("--config", metavar="FILE", help="configuration of the instance, if it is elsewhere")
+    parser.add_argument("--runtime-directory", metavar="DIRECTORY",
+                        help="where the running instance has its status socket, if it is elsewhere")
+    parser.add_argument("--json", action="store_true", help="print a JSON array with an object for each verdict")
+
+
+def run(arguments):
+    """Returns the exit status: 0 when there is no problem, 1 when there is one."""
+    try:
+        files = _files(arguments)
+    except config.ConfigurationError as error:
+        print(f"bulkvpnctl: {error}", file=sys.stderr)
+        return os.EX_USAGE
+    # Without a terminal nothing is to be wrapped or cut at 80 columns.
+    console = rich.console.Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    rows = []
+    for file in files:
+        name = os.path.basename(file).removesuffix(".conf")
+        if not arguments.json:
+            console.print(f"[bold]{rich.markup.escape(name)}[/bold]")
+        flags = ["--runtime-directory", arguments.runtime_directory] if arguments.runtime_directory else []
+        for check, verdict in examine(["--config", str(file), *flags], console if not arguments.json else None):
+            rows.append({"instance": name, "check": check, "state": verdict.state, "text": verdict.text,
+                         "mend": verdict.mend})
+            if not arguments.json:
+                _show(console, check, verdict)
+    problems = sum(row["state"] == checks.PROBLEM for row in rows)
+    if arguments.json:
+        json.dump(rows, sys.stdout, indent=2)
+        print()
+    else:
+        console.print(f"{problems or 'no'} problem{'s' if problems != 1 else ''}",
+                      style="red" if problems else "green")
+    return 1 if problems else os.EX_OK
+
+
+def _files(arguments):
+    if arguments.config:
+        return [arguments.config]
+    if arguments.instance:
+        if not config.NAME.fullmatch(arguments.instance):
+            raise config.ConfigurationError(f"{arguments.instance}: not the name of an instance")
+        return [config.CONFIGURATION_DIRECTORY / f"{arguments.instance}.conf"]
+    found = sorted(config.CONFIGURATION_DIRECTORY.glob("*.conf"))
+    if not found:
+        raise config.ConfigurationError(f"{config.CONFIGURATION_DIRECTORY}: no *.conf can be seen; run it as root, or "
+                                        "name the configuration with --config")
+    return found
+
+
+def examine(flags, console=None, make=machine.Machine, table=checks.CHECKS):
+    """Yields (name of the check, Verdict), as they come.
+
+    flags: of bulkvpnd, --config FILE. console: for a display of what is looked at, or None. make: configuration ->
+    machine. table: of checks.
+    """
+    try:
+        configuration, _ = config.load(flags)
+    except config.ConfigurationError as error:
+        yield "configuration", checks.Verdict(checks.PROBLEM, str(error), "correct it; man bulkvpn.conf")
+        return
+    subject = checks.examined(configuration, make(configuration))
+    for check in table:
+        if check.role not in (None, configuration.mode):
+            continue
+        if console is not None and console.is_terminal:
+            with console.status(f"{check.name} …"):
+                verdicts = bounded(check, subject)
+        else:
+            verdicts = bounded(check, subject)
+        for verdict in verdicts:
+            yield check.name, verdict
+
+
+def bounded(check, subject):
+    """The Verdicts of a check, within its time and whatever happens in it."""
+    answers = queue.SimpleQueue()
+
+    def look():
+        try:
+            answers.put(list(check.look(subject)))
+        except Exception as error:  # one check must not hide the others
+            answers.put([checks.Verdict(checks.NOT_CHECKED, f"{type(error).__name__}: {error}")])
+
+    # A look-up of a name cannot be interrupted; such a thread ends with the process.
+    threading.Thread(target=look, daemon=True).start()
+    try:
+        return answers.get(timeout=check.seconds)
+    except queue.Empty:
+        return [checks.Verdict(checks.NOT_CHECKED, f"no answer within {check.seconds:.0f} s")]
+
+
+def _show(console, check, verdict):
+    colour = _LOOKS[verdict.state]
+    console.print(f"  [{colour}]{verdict.state:11}[/{colour}] {check:13} {rich.markup.escape(_line(verdict.text))}")
+    if verdict.mend:
+        console.print(f"  {'':25} [bold]{rich.markup.escape(_line(verdict.mend))}[/bold]")
+
+
+def _line(text):
+    """Certificates and servers say part of it."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)

@@ -1,0 +1,244 @@
+"""What `bulkvpnctl doctor` looks at: this machine, its kernel, the path and the other end. Changes nothing anywhere.
+
+The seam of admin.checks, whose tests have a double with the same methods. Each method takes a bounded time, but
+for the system's look-up of a name, which the caller bounds.
+"""
+
+import contextlib
+import ctypes
+import dataclasses
+import datetime
+import importlib.metadata
+import ipaddress
+import os
+import pathlib
+import re
+import shutil
+import socket
+import subprocess
+import time
+
+import dns.exception
+import dns.message
+import dns.query
+from pyroute2 import IPRoute
+
+from bulkvpnd import config
+from bulkvpnd.admin import status
+from bulkvpnd.control import clients, gateway, tls, transport
+from bulkvpnd.host import device, firewall, redirect, routes, sysctl, tun, tuning
+from bulkvpnd.host.dns import RESOLVED
+from bulkvpnd.protocol.errors import RemoteError
+
+TIMEOUT = 5.0
+"""Seconds to connect, and for the TLS handshake (choice)."""
+ALERT_TIME = 1.0
+"""Seconds, beside two round trips, in which a server that refuses our certificate says so: with TLS 1.3 its alert comes
+when our side of the handshake is over already (RFC 8446 section 4.4.2)."""
+TIME_ERROR = 5
+"""adjtimex(2): nothing keeps the clock right."""
+LISTEN = "0A"
+"""TCP_LISTEN in /proc/net/tcp (linux/tcp_states.h)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Greeting:
+    """What became of a connection to the server. stage: of "connect", "tls" and "done", the one it came to. error: a
+    text, None when the server let us in. address: text. mtu: bytes that the kernel takes the path to carry, or None."""
+
+    stage: str
+    error: str | None
+    address: str
+    mtu: int | None = None
+
+
+class Machine:
+    """This machine, for one instance. configuration: its own."""
+
+    def __init__(self, configuration):
+        self._configuration = configuration
+
+    def check_files(self):
+        """Raises ConfigurationError for what only the daemon looks at: single clients, a binding for NAT."""
+        clients.load(self._configuration)
+        gateway.check(self._configuration)
+
+    def pem(self, name):
+        """Text of the option ca, certificate, key or crl. Raises ConfigurationError."""
+        return config.pem_text(self._configuration, name)
+
+    def now(self):
+        return datetime.datetime.now(datetime.timezone.utc)
+
+    def report(self):
+        """Of the running instance. Raises StatusError."""
+        return status.ask(self._configuration.runtime_directory / status.SOCKET_NAME)
+
+    def requirements(self):
+        """[(package, least version, installed version or None), ...]. Raises LookupError in a source tree."""
+        found = []
+        try:
+            lines = importlib.metadata.requires("bulkvpnd") or ()
+        except importlib.metadata.PackageNotFoundError:
+            raise LookupError("this is a source tree, not a package") from None
+        for line in lines:
+            match = re.match(r"([A-Za-z0-9._-]+)\s*\(?>=\s*([0-9.]+)", line)
+            if match:
+                installed = None
+                with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                    installed = importlib.metadata.version(match[1])
+                found.append((match[1], match[2], installed))
+        return found
+
+    def open_tun(self):
+        """Opens the control device and closes it, which makes nothing. Raises OSError."""
+        os.close(os.open(tun.CONTROL_DEVICE, os.O_RDWR | os.O_CLOEXEC))
+
+    def clock_is_kept(self):
+        """Whether some daemon keeps the kernel's clock right (adjtimex(2), which reads with modes 0)."""
+        # struct timex has 208 bytes on 64-bit machines, fewer elsewhere; its first field is modes.
+        return ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(512)) != TIME_ERROR
+
+    # The path
+
+    def resolve(self, host, port):
+        """[(family, socket address), ...]. Raises OSError."""
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except UnicodeError as error:
+            raise OSError(str(error)) from None
+        return [(family, address) for family, _, _, _, address in found]
+
+    def greet(self, remote):
+        """Connects to a remote and authenticates as the instance would, then leaves. Returns a Greeting; raises OSError
+        when the name has no address, ConfigurationError for certificates that cannot be used."""
+        context = tls.make_context(self._configuration)
+        greeting = None
+        for family, address in self.resolve(*remote):
+            greeting = self._greet(context, family, address)
+            if greeting.stage != "connect":
+                break
+        return greeting
+
+    def _greet(self, context, family, address):
+        shown = transport.shown(address)
+        with socket.socket(family, socket.SOCK_STREAM) as sock:
+            sock.settimeout(TIMEOUT)
+            try:
+                if self._configuration.redirect_gateway:
+                    # Past the tunnel, as the instance's own connections go.
+                    transport.mark(sock, redirect.choose_mark())
+                sock.connect(address)
+            except OSError as error:
+                return Greeting("connect", error.strerror or str(error), shown)
+            mtu = _path_mtu(sock)
+            try:
+                shake = tls.Handshake(sock, context, self._configuration.server_name)
+                began = time.monotonic()
+                shake.authenticate()
+                sock.settimeout(ALERT_TIME + 2 * (time.monotonic() - began))
+                with contextlib.suppress(TimeoutError):
+                    # It waits for our HELLO, which does not come: no session begins.
+                    shake.receive_message()
+            except (RemoteError, OSError) as error:
+                return Greeting("tls", getattr(error, "strerror", None) or str(error) or "no answer", shown, mtu)
+        return Greeting("done", None, shown, mtu)
+
+    def towards(self, addresses):
+        """Names of the devices that lead to addresses, or with None to anywhere. Raises OSError."""
+        return device.towards(addresses)
+
+    def mtu(self, name):
+        """Raises OSError."""
+        return int(device.KINDS["mtu"].read(name))
+
+    def ping(self, address, size):
+        """Whether `address` answers a ping whose packet of `size` bytes may not be cut. Raises OSError without ping."""
+        headers = 48 if ":" in address else 28
+        command = ["ping", "-n", "-c", "2", "-i", "0.2", "-W", "1", "-w", "3", "-M", "do", "-s", str(size - headers),
+                   address]
+        return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=6).returncode == 0
+
+    # Kernel and firewall
+
+    def listening(self):
+        """Ports on which something here accepts TCP connections."""
+        ports = set()
+        for file in ("/proc/net/tcp", "/proc/net/tcp6"):
+            with contextlib.suppress(FileNotFoundError):
+                rows = [line.split() for line in pathlib.Path(file).read_text().splitlines()[1:]]
+                ports.update(int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == LISTEN)
+        return ports
+
+    def ruleset(self):
+        """All of nftables, as objects of libnftables-json(5). Raises FirewallError, OSError."""
+        return firewall.run([{"list": {"ruleset": None}}])
+
+    def sysctl(self, key):
+        """Raises OSError."""
+        return self._ledger().read(key)
+
+    def tuned(self, name, addresses):
+        """[(Wish, Outcome), ...] of host.tuning. name: of the TUN device, None if there is none."""
+        ledger = self._ledger()
+        situation = tuning.situation(self._configuration, name, addresses, ledger)
+        return tuning.examine(self._configuration, situation, ledger)
+
+    def _ledger(self):
+        directory = sysctl.shared_directory(self._configuration.runtime_directory)
+        return sysctl.Ledger(directory, sysctl.BY_HAND, by_hand=True)
+
+    def routes(self):
+        """[(network, device name), ...] of the main table, without default routes and those made by bulkvpnd around the
+        tunnel. Raises OSError."""
+        found = []
+        with IPRoute() as netlink:
+            names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in netlink.get_links()}
+            for family, nothing in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
+                for message in netlink.get_routes(family=family, table=routes.RT_TABLE_MAIN):
+                    gateways = any(message.get_attr(name) for name in ("RTA_GATEWAY", "RTA_VIA"))
+                    if (message.get_attr("RTA_TABLE") != routes.RT_TABLE_MAIN or message["type"] != routes.RTN_UNICAST
+                            or not message["dst_len"] or (message["proto"] == routes.PROTOCOL and gateways)):
+                        continue
+                    network = ipaddress.ip_network(f"{message.get_attr('RTA_DST') or nothing}/{message['dst_len']}")
+                    if not (network.is_link_local or network.is_multicast or network.is_loopback):
+                        found.append((network, names.get(message.get_attr("RTA_OIF"), "several devices")))
+        return found
+
+    # Names
+
+    def dns_manager(self):
+        """What takes name servers of the tunnel here, None if nothing does."""
+        if RESOLVED.exists() and shutil.which("resolvectl"):
+            return "systemd-resolved"
+        return "resolvconf" if shutil.which("resolvconf") else None
+
+    def name_servers(self, name):
+        """Addresses that systemd-resolved has for the device `name`; none where it does not run."""
+        try:
+            done = subprocess.run(["resolvectl", "dns", name], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                                  errors="replace", timeout=3)
+        except (OSError, subprocess.TimeoutExpired):
+            return []
+        found = []
+        for word in done.stdout.partition(":")[2].split() if done.returncode == 0 else ():
+            with contextlib.suppress(ValueError):
+                found.append(str(ipaddress.ip_address(word)))
+        return found
+
+    def asks(self, server):
+        """Whether a name server answers; what does not matter."""
+        try:
+            dns.query.udp(dns.message.make_query(".", "NS"), server, timeout=2)
+        except (OSError, dns.exception.DNSException):
+            return False
+        return True
+
+
+def _path_mtu(sock):
+    """ip(7), ipv6(7): IP_MTU of a connected socket."""
+    level, option = (socket.IPPROTO_IPV6, 24) if sock.family == socket.AF_INET6 else (socket.IPPROTO_IP, 14)
+    try:
+        return sock.getsockopt(level, option)
+    except OSError:
+        return None

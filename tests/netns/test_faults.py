@@ -1,0 +1,88 @@
+"""Six faults that an administrator meets, and `bulkvpnctl doctor`, which says the cause of each."""
+
+import datetime
+import json
+import os
+import re
+import shutil
+import sys
+
+import pytest
+from harness import ROOT, wait_until
+
+from bulkvpnd import config, pki
+
+
+def doctor(network, host, name):
+    """{check: [(state, text, mend), ...]} and the exit status."""
+    done = host.run([sys.executable, "-m", "bulkvpnd.admin", "doctor", "--config", network.directory / f"{name}.conf",
+                     "--runtime-directory", network.directory / f"run-{name}", "--json"],
+                    check=False, env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+    assert done.stdout, done.stderr
+    found = {}
+    for row in json.loads(done.stdout):
+        found.setdefault(row["check"], []).append((row["state"], row["text"], row["mend"]))
+    return found, done.returncode
+
+
+def problems(network, host, name):
+    """{check: its problems as text}."""
+    found, status = doctor(network, host, name)
+    wrong = {check: [f"{text} | {mend}" for state, text, mend in rows if state == "problem"]
+             for check, rows in found.items()}
+    assert status == (1 if any(wrong.values()) else 0)
+    return {check: "\n".join(rows) for check, rows in wrong.items() if rows}
+
+
+def test_closed_port_overlapping_route_missing_nat_revoked_client(network):
+    if not shutil.which("nft"):
+        pytest.skip("needs nft")
+    with (network.directory / "server.conf").open("a") as stream:
+        stream.write("\nnat = yes\n")
+    found = problems(network, network.client, "client")
+    assert list(found) == ["server"]
+    assert "192.0.2.1:7443 cannot be reached: Connection refused" in found["server"]
+
+    server = network.start_server().wait_ready()
+    client = network.start_client().wait_ready()
+    before = [one["connection"] for one in client.wait_connections(4)]
+    assert problems(network, network.client, "client") == {}
+    assert problems(network, network.server, "server") == {}
+    assert [one["connection"] for one in client.connections()] == before, "it disturbs nobody"
+    assert network.ping()
+
+    network.client.ip("link", "add", "lan0", "type", "veth", "peer", "name", "lan1")
+    network.client.ip("address", "add", "10.86.0.200/25", "dev", "lan0")
+    network.client.ip("link", "set", "lan1", "up")
+    network.client.ip("link", "set", "lan0", "up")
+    found = problems(network, network.client, "client")
+    assert list(found) == ["routes"]
+    assert "10.86.0.0/24 of the tunnel overlaps 10.86.0.128/25, which lan0 has" in found["routes"]
+    network.client.ip("link", "delete", "lan0")
+
+    network.server.run(["nft", "delete", "table", "inet", "bulkvpnd_server"])
+    found = problems(network, network.server, "server")
+    assert list(found) == ["NAT"] and "systemctl restart bulkvpnd@server" in found["NAT"]
+
+    network.pki("revoke", "client")
+    wait_until(lambda: not server.connections(), 10, "the client is out")
+    found = problems(network, network.client, "client")
+    assert "the server says that this client's certificate is revoked" in found["server"]
+    assert client.stop() == 0 and server.stop() == 0
+
+
+@pytest.mark.parametrize(("days", "words"), [(-400, "expired at"), (2, "is not valid before")])
+def test_certificate_and_clock_that_do_not_agree(network, days, words):
+    """A clock that is two days behind is a certificate of the day after tomorrow."""
+    assert "certificate" not in problems(network, network.client, "client")
+    begin = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(days)
+    ca, ca_key = pki.create_authority("authority", begin, 3650)
+    certificate, key = pki.issue(ca, ca_key, "client", "client", begin, 30)
+    file = network.directory / "client.conf"
+    text = file.read_text()
+    for name, pem in (("ca", ca), ("certificate", certificate), ("key", key)):
+        text = re.sub(rf"<{name}>.*?</{name}>", f"<{name}>\n{pem}</{name}>", text, flags=re.DOTALL)
+    file.write_text(text)
+    assert config.load(["--config", str(file)])[0].mode == "client"
+    found = problems(network, network.client, "client")["certificate"]
+    assert words in found and "this machine's clock says" in found

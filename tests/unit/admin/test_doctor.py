@@ -1,0 +1,267 @@
+"""`bulkvpnctl doctor`: each check on a machine in memory, fine and not; tests/netns has the real one."""
+
+import argparse
+import datetime
+import io
+import ipaddress
+import json
+import threading
+
+import pytest
+import rich.console
+from reports import changed
+
+from bulkvpnd import config, pki
+from bulkvpnd.admin import checks, doctor
+from bulkvpnd.admin.machine import Greeting
+from bulkvpnd.admin.status import StatusError
+from bulkvpnd.host.firewall import FirewallError
+from bulkvpnd.host.sysctl import Outcome
+from bulkvpnd.host.tuning import Wish
+
+NOW = datetime.datetime(2026, 6, 1, tzinfo=datetime.timezone.utc)
+FINE, NOTE, PROBLEM, NOT_CHECKED = checks.FINE, checks.NOTE, checks.PROBLEM, checks.NOT_CHECKED
+WELL = changed(workers=[{"index": 0, "alive": True, "restarts": 0}], session__agreed_connections=2,
+               addresses=["10.86.0.1/24"])
+MASQUERADE = {"rule": {"family": "inet", "table": "bulkvpnd_x", "expr": [{"masquerade": None}]}}
+
+
+def dport(right, *rest, op="==", family="inet"):
+    left = {"payload": {"protocol": "tcp", "field": "dport"}}
+    return {"rule": {"family": family, "table": "filter", "expr": [{"match": {"op": op, "left": left, "right": right}},
+                                                                   *rest]}}
+
+
+def chain(hook, policy="drop", table="filter"):
+    return {"chain": {"family": "inet", "table": table, "name": hook, "hook": hook, "policy": policy}}
+
+
+class Double:
+    """A machine that is well but for `answers`: method -> value, exception to raise, or function."""
+
+    fine = {
+        "check_files": None, "now": NOW, "report": WELL, "requirements": [("gevent", "22.10", "24.11.1+x")],
+        "open_tun": None, "clock_is_kept": True, "resolve": [(2, ("192.0.2.1", 7443))],
+        "greet": Greeting("done", None, "192.0.2.1:7443"), "towards": ["eth0"], "mtu": 1500, "ping": True,
+        "listening": {7443}, "ruleset": [], "sysctl": "1",
+        "tuned": [(Wish("congestion", "TCP_CONGESTION", "bbr", "exact"), Outcome("TCP_CONGESTION", "x", "bbr", "bbr"))],
+        "routes": [(ipaddress.ip_network("192.0.2.0/24"), "eth0"), (ipaddress.ip_network("10.86.0.0/24"), "bulk0")],
+        "dns_manager": "systemd-resolved", "name_servers": ["10.86.0.1"], "asks": True,
+    }  # fmt: skip
+
+    def __init__(self, texts=None, **answers):
+        self.texts = texts
+        self.answers = {**self.fine, **answers}
+
+    def pem(self, name):
+        if isinstance(self.texts, Exception):
+            raise self.texts
+        return self.texts[name]
+
+    def __getattr__(self, name):
+        answer = self.answers[name]
+
+        def method(*arguments):
+            if isinstance(answer, Exception):
+                raise answer
+            return answer(*arguments) if callable(answer) else answer
+
+        return method
+
+
+def options(mode, **fields):
+    values = {option.field: config.value_of(option, None, "", None) for option in config.OPTIONS}
+    values |= {"mode": mode, "remote": (("vpn.example.org", 7443),) if mode == "client" else (),
+               "pool_ipv4": ipaddress.ip_network("10.86.0.0/24") if mode == "server" else None, **fields}
+    return config.Configuration(name="x", path="/etc/bulkvpn/x.conf", **values)
+
+
+def states(check, mode="client", machine=None, **fields):
+    """What a check finds: {state: its texts and mends}."""
+    subject = checks.examined(options(mode, **fields), machine or Double())
+    look = next(one.look for one in checks.CHECKS if one.name == check)
+    found = {}
+    for verdict in look(subject):
+        found[verdict.state] = found.get(verdict.state, "") + f"{verdict.text}|{verdict.mend}\n"
+    return found
+
+
+@pytest.fixture(scope="module")
+def texts():
+    """name: PEM; the client's certificate is good in 2026."""
+    begin = datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc)
+    ca, ca_key = pki.create_authority("authority", begin, 3650)
+    certificate, key = pki.issue(ca, ca_key, "laptop", "client", begin, 365)
+    crl = pki.create_crl(ca, ca_key, {7: begin}, 1, begin, 365)
+    return {"ca": ca, "certificate": certificate, "key": key, "crl": crl}
+
+
+OTHER = [(ipaddress.ip_network("10.86.0.128/25"), "eth1")]
+LARGER = [(ipaddress.ip_network("10.0.0.0/8"), "eth1")]
+XT = {"rule": {"family": "inet", "table": "filter", "expr": [{"xt": None}]}}
+GATEWAY = {"mode": "server", "nat": True}
+REFUSED = Outcome("net.x", "1", "2", "1", "refused")
+STOPPED = StatusError("instance x is not running")
+CASES = [
+    # check, state that is found, what else is in it; the double's answers; the configuration
+    ("packages", PROBLEM, "gevent is 21.1", {"requirements": [("gevent", "22.10", "21.1")]}, {}),
+    ("packages", PROBLEM, "gevent is missing", {"requirements": [("gevent", "22.10", None)]}, {}),
+    ("packages", NOT_CHECKED, "source", {"requirements": LookupError("source tree")}, {}),
+    ("TUN", PROBLEM, "modprobe tun", {"open_tun": FileNotFoundError(2, "No such file")}, {}),
+    ("TUN", NOT_CHECKED, "root", {"open_tun": PermissionError(13, "no")}, {}),
+    ("configuration", PROBLEM, "--check", {"check_files": config.ConfigurationError("bad.conf: bad")}, {}),
+    ("clock", NOTE, "timedatectl", {"clock_is_kept": False}, {}),
+    ("instance", NOTE, "systemctl start bulkvpnd@x", {"report": STOPPED}, {}),
+    ("instance", NOTE, "1 restarts", {"report": changed(session__agreed_connections=2)}, {}),
+    ("instance", PROBLEM, "no connection", {"report": changed(mode="client", sessions=[])}, {}),
+    ("offload", NOTE, "fraction", {"report": changed(offload=[])}, {}),
+    ("offload", NOT_CHECKED, "not run", {"report": STOPPED}, {}),
+    ("names", PROBLEM, "getent ahosts vpn.example.org", {"resolve": OSError(1, "no such name")}, {}),
+    ("server", PROBLEM, "let TCP port 7443", {"greet": Greeting("connect", "refused", "192.0.2.1:7443")}, {}),
+    ("server", PROBLEM, "certificate is revoked",
+     {"greet": Greeting("tls", "TLS: SSLV3_ALERT_CERTIFICATE_REVOKED", "a")}, {}),
+    ("server", PROBLEM, "has expired", {"greet": Greeting("tls", "TLS: SSLV3_ALERT_CERTIFICATE_EXPIRED", "a")}, {}),
+    ("server", PROBLEM, "clock is behind", {"greet": Greeting("tls", "certificate is not yet valid", "a")}, {}),
+    ("server", PROBLEM, "something else", {"greet": Greeting("tls", "something else", "a")}, {}),
+    ("server", NOT_CHECKED, "no such name", {"greet": OSError(1, "no such name")}, {}),
+    ("path MTU", PROBLEM, "wan-mtu = 1400", {"ping": lambda address, size: size < 1500}, {}),
+    ("path MTU", PROBLEM, "wan-mtu = 1500", {"ping": lambda address, size: size < 1500, "mtu": 9000}, {}),
+    ("path MTU", NOT_CHECKED, "answers no ping", {"ping": False}, {}),
+    ("path MTU", NOT_CHECKED, "iputils-ping", {"ping": FileNotFoundError(2, "ping")}, {}),
+    ("path MTU", NOT_CHECKED, "no device", {"towards": []}, {}),
+    ("WAN MTU", NOTE, "eth0 has 9000", {"mtu": 9000}, {}),
+    ("WAN MTU", NOT_CHECKED, "no device", {"towards": []}, {}),
+    ("congestion", NOTE, "modprobe tcp_bbr",
+     {"tuned": [(Wish("congestion", "TCP_CONGESTION", "bbr", "exact"),
+                 Outcome("TCP_CONGESTION", "cubic", "bbr", "cubic", "no such file"))]}, {}),
+    ("congestion", NOT_CHECKED, "not say", {"tuned": []}, {}),
+    ("tuning", NOTE, "net.x: is 1, not 2", {"tuned": [(Wish("o", "net.x", "2", "exact"), REFUSED)]}, {}),
+    ("tuning", NOT_CHECKED, "not run", {"report": STOPPED}, {}),
+    ("tuning", NOT_CHECKED, "tuning = no", {}, {"tuning": False}),
+    ("routes", PROBLEM, "10.86.0.0/24 of the tunnel overlaps 10.86.0.128/25", {"routes": OTHER}, {}),
+    ("routes", PROBLEM, "overlaps 10.86.0.128/25", {"routes": OTHER, "report": STOPPED}, {"mode": "server"}),
+    ("routes", NOTE, "overlaps 10.0.0.0/8", {"routes": LARGER}, {}),
+    ("routes", PROBLEM, "leads into the tunnel",
+     {"routes": [(ipaddress.ip_network("192.0.2.0/24"), "bulk0")]}, {}),
+    ("routes", NOT_CHECKED, "no netlink", {"routes": OSError(1, "no netlink")}, {}),
+    ("listening", PROBLEM, "nothing listens", {"listening": set()}, {"mode": "server"}),
+    ("listening", PROBLEM, "another program", {"report": STOPPED}, {"mode": "server"}),
+    ("listening", NOT_CHECKED, "not run", {"report": STOPPED, "listening": set()}, {"mode": "server"}),
+    ("firewall", PROBLEM, "tcp dport 7443 accept", {"ruleset": [chain("input"), dport(22)]}, {"mode": "server"}),
+    ("firewall", PROBLEM, "no rule", {"ruleset": [chain("input"), dport(7443, {"drop": None})]}, {"mode": "server"}),
+    ("firewall", PROBLEM, "no rule", {"ruleset": [chain("input"), dport(7443, op="!=")]}, {"mode": "server"}),
+    ("firewall", PROBLEM, "no rule", {"ruleset": [chain("input"), dport({"range": [1, 7442]})]}, {"mode": "server"}),
+    ("firewall", NOT_CHECKED, "iptables", {"ruleset": [chain("input"), XT]}, {"mode": "server"}),
+    ("firewall", NOT_CHECKED, "no binding", {"ruleset": FirewallError("no binding")}, {"mode": "server"}),
+    ("forwarding", PROBLEM, "sysctl -w net.ipv4.ip_forward=1", {"sysctl": "0"}, GATEWAY),
+    ("forwarding", NOTE, "drops what is forwarded", {"ruleset": [chain("forward")]}, GATEWAY),
+    ("forwarding", NOT_CHECKED, "forwards nothing", {}, {"mode": "server"}),
+    ("forwarding", NOT_CHECKED, "not run", {"report": STOPPED}, GATEWAY),
+    ("NAT", PROBLEM, "bulkvpnd_x", {}, GATEWAY),
+    ("NAT", NOTE, "set nat = yes", {}, {"mode": "server", "client_to_client": True}),
+    ("NAT", NOT_CHECKED, "not run", {"report": STOPPED}, GATEWAY),
+    ("DNS", PROBLEM, "10.86.0.1 does not answer", {"asks": False}, {}),
+    ("DNS", NOTE, "systemd-resolved", {"dns_manager": None}, {}),
+    ("DNS", NOT_CHECKED, "not run", {"report": STOPPED}, {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("check", "state", "words", "answers", "fields"), CASES)
+def test_what_is_wrong_is_found(check, state, words, answers, fields):
+    fields = {"mode": "client", **fields}
+    assert words in states(check, machine=Double(**answers), **fields)[state]
+
+
+@pytest.mark.parametrize(("check", "answers", "fields"), [
+    *((check, {}, {}) for check in ("packages", "TUN", "configuration", "clock", "instance", "offload", "names",
+                                    "server", "path MTU", "WAN MTU", "congestion", "tuning", "routes", "DNS")),
+    *((check, {}, {"mode": "server"}) for check in ("listening", "firewall", "NAT")),
+    ("firewall", {"ruleset": [chain("input"), dport(7443)]}, {"mode": "server"}),
+    ("firewall", {"ruleset": [chain("input"), dport({"set": [22, {"range": [7000, 8000]}]})]}, {"mode": "server"}),
+    ("firewall", {"ruleset": [chain("input", "accept")]}, {"mode": "server"}),
+    ("firewall", {"ruleset": [chain("input", table="bulkvpnd_y")]}, {"mode": "server"}),
+    ("forwarding", {}, GATEWAY),
+    ("NAT", {"ruleset": [MASQUERADE]}, GATEWAY),
+    ("NAT", {"ruleset": [MASQUERADE]}, {"mode": "server", "client_to_client": True}),
+    ("WAN MTU", {"mtu": 1400}, {"wan_mtu": 1400}),
+])  # fmt: skip
+def test_what_is_right_is_fine(check, answers, fields):
+    assert set(states(check, machine=Double(**answers), **{"mode": "client", **fields})) == {FINE}
+
+
+@pytest.mark.parametrize(("days", "state", "words"), [
+    (0, FINE, "laptop, valid until 2027-01-01"), (200, NOTE, "pki renew laptop"), (400, PROBLEM, "expired at"),
+    (-300, PROBLEM, "set the clock"),
+])  # fmt: skip
+def test_dates_of_the_certificate(texts, days, state, words):
+    found = states("certificate", machine=Double(texts, now=NOW + datetime.timedelta(days)))
+    assert set(found) == {state} and words in found[state]
+
+
+def test_a_key_that_others_can_read(texts):
+    error = config.ConfigurationError("key.pem: holds a private key and has mode 0644; run: chmod 600 key.pem")
+    assert "chmod 600" in states("certificate", machine=Double(error))[PROBLEM]
+
+
+def test_revocation_list(texts):
+    given = {"crl": ("crl.pem", None)}
+    assert "not given" in states("revocations")[NOT_CHECKED]
+    assert "1 certificates revoked" in states("revocations", machine=Double(texts), **given)[FINE]
+    late = Double(texts, now=NOW + datetime.timedelta(400))
+    assert "bulkvpnctl pki crl" in states("revocations", machine=late, **given)[PROBLEM]
+
+
+# The command
+
+
+def test_a_check_that_hangs_or_breaks_hides_no_other():
+    release = threading.Event()
+    try:
+        hangs = checks.Check("hangs", lambda subject: release.wait() and [], seconds=0.05)
+        breaks = checks.Check("breaks", lambda subject: 1 / 0)
+        assert [one.state for one in doctor.bounded(hangs, None)] == [NOT_CHECKED]
+        assert [one.state for one in doctor.bounded(breaks, None)] == [NOT_CHECKED]
+    finally:
+        release.set()
+
+
+def run(*arguments):
+    parser = argparse.ArgumentParser()
+    doctor.add_arguments(parser)
+    return doctor.run(parser.parse_args(arguments))
+
+
+def test_a_configuration_that_is_wrong_is_the_only_problem(tmp_path, capsys):
+    file = tmp_path / "client.conf"
+    file.write_text("mode = nonsense\n")
+    assert run("--config", str(file), "--json") == 1
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["instance"] == "client" and row["state"] == PROBLEM and f"{file}:1: mode" in row["text"]
+    assert run("--config", str(file)) == 1
+    assert "1 problem" in capsys.readouterr().out
+
+
+def test_a_name_that_is_none(capsys):
+    assert run("../x") == 64
+    assert "not the name" in capsys.readouterr().err
+
+
+def test_roles_have_their_checks(tmp_path):
+    file = tmp_path / "client.conf"
+    pem = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+    blocks = [f"<{name}>\n{pem}</{name}>\n" for name in ("ca", "certificate", "key")]
+    file.write_text("mode = client\nremote = 192.0.2.1\n" + "".join(blocks))
+    file.chmod(0o600)
+    seen = []
+    table = [checks.Check(str(role), lambda subject, role=role: seen.append(role) or [], role)
+             for role in (None, "client", "server")]
+    console = rich.console.Console(file=io.StringIO(), force_terminal=True)
+    list(doctor.examine(["--config", str(file)], console, lambda configuration: Double(), table))
+    assert seen == [None, "client"]
+
+
+def test_what_others_say_stays_on_its_line():
+    console = rich.console.Console(file=io.StringIO(), width=200)
+    doctor._show(console, "server", checks.Verdict(PROBLEM, "[red]a\x1b[2Jb\nc", "d\re"))
+    shown = console.file.getvalue()
+    assert shown.count("\n") == 2 and "\x1b" not in shown and "[red]a" in shown
