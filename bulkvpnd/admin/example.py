@@ -39,6 +39,10 @@ EXAMPLES = {
     "certificate": "{role}.crt",
     "key": "{role}.key",
     "crl": "crl.pem",
+    "on-up": "/etc/bulkvpn/on-up",
+    "on-down": "/etc/bulkvpn/on-down",
+    "on-client-connect": "/etc/bulkvpn/on-client-connect",
+    "on-client-disconnect": "/etc/bulkvpn/on-client-disconnect",
     "runtime-directory": "/run/bulkvpnd/{role}",
     "state-directory": "/var/lib/bulkvpnd/{role}",
 }

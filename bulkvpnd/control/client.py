@@ -55,7 +55,8 @@ class Client:
 
     workers, changes (host.changes.Changes, for what it changes on the machine while it runs): set by the main process
     before prepare. network: a ClientNetwork; prepare() makes it unless it is there. on_change(): called when carries()
-    may have changed. on_addresses(addresses): called with those of a server before it is connected to.
+    may have changed. on_addresses(addresses): called with those of a server before it is connected to. tell(event,
+    **values): of control.hooks.Hooks.
     """
 
     isolation = None
@@ -72,6 +73,7 @@ class Client:
         self.changes = None
         self.on_addresses = lambda addresses: None
         self.on_change = lambda: None
+        self.tell = lambda event, **values: None
         self.network = None
         self._welcome = None  # of the present session; None while there is none
         self._session_since = 0.0
@@ -363,6 +365,7 @@ class Client:
             log.info("connected to %s with %s, %d connections, cipher %s", connection.peer, addresses,
                      welcome.connections, welcome.cipher,
                      extra={"PEER": connection.peer, "MESSAGE_ID": events.ID["connected"]})
+            self.tell("up", addresses=_addresses(welcome), peer=connection.peer)
         if not self._was_ready:
             self._was_ready = True
             self.network.came_up(self._on_ready)
@@ -389,6 +392,7 @@ class Client:
         connection.ended.set(reason)
         if self._was_up and not any(one.is_live for one in self._connections.values()):
             self._was_up = False
+            self.tell("down", addresses=_addresses(connection.welcome), peer=connection.peer)
             self.on_change()
             log.warning("no connection to the server is left; trying again",
                         extra={"MESSAGE_ID": events.ID["disconnected"]})
@@ -434,6 +438,9 @@ class Client:
         with gevent.Timeout(2, False):
             while self._connections:
                 gevent.sleep(0.01)
+        for connection in list(self._connections.values()):
+            # Its worker is too slow to say so.
+            self._end(connection, "stopped")
 
     # What is shown
 
@@ -466,6 +473,11 @@ class Client:
             self._counted,
         )
         return {"addresses": [str(one) for one in (welcome.ipv4, welcome.ipv6) if one], "sessions": [session]}
+
+
+def _addresses(welcome):
+    """For a hook."""
+    return " ".join(str(one) for one in (welcome.ipv4, welcome.ipv6) if one)
 
 
 class _Connection:

@@ -11,7 +11,7 @@ import dataclasses
 import datetime
 
 from bulkvpnd import config, pki
-from bulkvpnd.control import clients, gateway, multipath
+from bulkvpnd.control import clients, gateway, hooks, multipath
 from bulkvpnd.control.revocation import Revocations
 
 PEM_OPTIONS = ("ca", "certificate", "key", "crl")
@@ -24,6 +24,7 @@ def check(configuration):
     """
     configuration = dataclasses.replace(configuration, clients=clients.load(configuration))
     gateway.check(configuration)
+    hooks.check(configuration)
     multipath.check_configuration(configuration)
     texts = [config.pem_text(configuration, name) for name in ("ca", "certificate", "key")]
     now = datetime.datetime.now(datetime.timezone.utc)

@@ -27,6 +27,7 @@ from bulkvpnd import __version__, config, events, hardening, service
 from bulkvpnd.control import ciphers
 from bulkvpnd.control.client import Client
 from bulkvpnd.control.current import Current, check
+from bulkvpnd.control.hooks import Hooks
 from bulkvpnd.control.multipath import Multipath, literal_addresses
 from bulkvpnd.control.server import Server
 from bulkvpnd.control.status import Claim, CommandError, StatusSocket
@@ -137,6 +138,9 @@ class Main:
         status.start()
         undo.callback(self._export, None)
         self._export(configuration.metrics)
+        self._hooks = Hooks(configuration, self._tun.name)
+        role.tell = self._hooks.tell
+        undo.callback(self._hooks.stop)
         undo.callback(role.stop)
         role.start()
         changes.firewall.clean()
@@ -180,6 +184,7 @@ class Main:
             raise CommandError(str(error)) from None
         service.set_level(self._current.configuration.log_level)
         role.revoke(self._current.revocations.context, self._current.revocations.revoked)
+        self._hooks.reconfigure(self._current.configuration)
         try:
             role.reconfigure(self._current.configuration)
         except (firewall.FirewallError, link.LinkError, OSError) as error:

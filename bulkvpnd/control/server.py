@@ -40,7 +40,7 @@ class Server:
     """The role `mode = server`. on_ready(): called once.
 
     workers, changes (host.changes.Changes, for what it changes on the machine while it runs): set by the main process
-    before start. on_change(): called when carries() may have changed.
+    before start. on_change(): called when carries() may have changed. tell(event, **values): of control.hooks.Hooks.
     """
 
     def __init__(self, configuration, context, tun, ciphers, on_ready, on_failure):
@@ -51,10 +51,12 @@ class Server:
         self._on_ready = on_ready
         self._stopping = False
         self._is_draining = False
+        self._present = {}  # number: Session, of those that hooks were told of
         self._revoked = {}
         self.workers = None
         self.changes = None
         self.on_change = lambda: None
+        self.tell = lambda event, **values: None
         self._pool = Pool((configuration.pool_ipv4, configuration.pool_ipv6),
                           configuration.state_directory / "leases.json",
                           {client.name: client.addresses for client in configuration.clients})
@@ -102,6 +104,7 @@ class Server:
         log.info("ready: device %s with %s, %d workers, cipher %s", self._tun.name,
                  " and ".join(map(str, self._pool.server_interfaces)), len(self.workers), self._ciphers[0])
         self._on_ready()
+        self._tell("up")
 
     def _prepare(self, sock):
         configuration = self._configuration
@@ -261,6 +264,9 @@ class Server:
             self._detach(other, "replaced")
         self._forget(ended, "replaced")
         self._announce(session)
+        if session.number not in self._present:
+            self._present[session.number] = session
+            self._tell_of("client-connect", session, peer=connection.peer)
         if len(session.live_connections) == 1 and not replaced:
             addresses = " and ".join(str(interface.ip) for interface in session.interfaces.values())
             log.info("%s connected from %s with %s", session.identity, connection.peer, addresses,
@@ -366,6 +372,19 @@ class Server:
             for connection in list(session.connections.values()):
                 self._detach(connection, reason)
             self.workers.broadcast({"type": "forget", "session": session.number})
+            self._went(session)
+
+    def _went(self, session):
+        if self._present.pop(session.number, None):
+            self._tell_of("client-disconnect", session)
+
+    def _tell_of(self, event, session, **values):
+        addresses = " ".join(str(interface.ip) for interface in session.interfaces.values())
+        networks = " ".join(map(str, self._behind(session)))
+        self.tell(event, identity=session.identity, addresses=addresses, networks=networks, **values)
+
+    def _tell(self, event):
+        self.tell(event, addresses=" ".join(map(str, self._pool.server_interfaces)))
 
     def _detach(self, connection, reason):
         self.workers.send(connection.worker, {"type": "detach", "connection": connection.number, "reason": reason})
@@ -409,6 +428,9 @@ class Server:
         with gevent.Timeout(2, False):
             while self._sessions.connections:
                 gevent.sleep(0.01)
+        for session in list(self._present.values()):
+            self._went(session)
+        self._tell("down")
         self._pool.flush()
 
     # What is shown

@@ -106,3 +106,28 @@ def test_a_restart_is_over_within_seconds_and_tcp_lives_on(tunnel):
         assert ready and took < BACK + 1, f"{took:.1f} s, and a ping that failed took one of them"
     again.wait_connections(4)
     assert again.stop() == 0
+
+
+def test_hooks(network):
+    said = network.directory / "said"
+    hook = network.directory / "hook"
+    hook.write_text(f'#!/bin/sh\necho "$1 $BULKVPN_MODE $BULKVPN_IDENTITY $BULKVPN_ADDRESSES" >>{said}\n'
+                    'echo heard "$1"\n')
+    hook.chmod(0o755)
+    flags = [f"--on-{event}={hook}" for event in ("up", "down")]
+    server = network.start_server(*flags, f"--on-client-connect={hook}", f"--on-client-disconnect={hook}").wait_ready()
+    wait_until(said.exists, 5, "the server is up")
+    assert said.read_text() == "up server  10.86.0.1/24 fd86::1/64\n"
+    client = network.start_client(*flags).wait_ready()
+
+    def lines():
+        return said.read_text().splitlines()[1:]
+
+    wait_until(lambda: len(lines()) == 2, 5, "both ends say so")
+    assert sorted(lines()) == ["client-connect server client 10.86.0.2 fd86::2", "up client  10.86.0.2/24 fd86::2/64"]
+    assert server.lines("hook client-connect: heard client-connect")
+    assert client.stop() == 0
+    assert lines()[2:] == ["down client  10.86.0.2/24 fd86::2/64"], "a stop waits for it"
+    assert server.stop() == 0
+    assert sorted(lines()[3:]) == ["client-disconnect server client 10.86.0.2 fd86::2",
+                                   "down server  10.86.0.1/24 fd86::1/64"]

@@ -14,7 +14,7 @@ import pytest
 
 from bulkvpnd import workerlink
 from bulkvpnd.admin import status as admin_status
-from bulkvpnd.control import client, listener, status, workers
+from bulkvpnd.control import client, hooks, listener, status, workers
 
 DEADLINE = 20
 """Seconds for one test, far more than any needs: what waits for an event that never comes fails and does not hang."""
@@ -28,6 +28,7 @@ COOPERATIVE = types.SimpleNamespace(
 def on_gevent(monkeypatch):
     for module in (admin_status, client, listener, status, workerlink, workers):
         monkeypatch.setattr(module, "socket", COOPERATIVE)
-    monkeypatch.setattr(workers, "subprocess", gevent.subprocess)
+    for module in (hooks, workers):
+        monkeypatch.setattr(module, "subprocess", gevent.subprocess)
     with gevent.Timeout(DEADLINE):
         yield

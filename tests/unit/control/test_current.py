@@ -71,14 +71,15 @@ def test_every_option_does_what_its_row_says(role, tmp_path, authority):
             continue
         site = Site(tmp_path, authority.issue("server" if role == "server" else "alice", role), role, **options)
         before = getattr(site.current.configuration, option.field)
-        wanted = dataclasses.replace(site.current.configuration, **{option.field: "other"})
+        other = "/usr/bin/true" if option.group == "Hooks" else "other"
+        wanted = dataclasses.replace(site.current.configuration, **{option.field: other})
         live, restart = site.current.replace(wanted, lambda old, new: None)
         in_force = getattr(site.current.configuration, option.field)
         when = option.reload_of(role)
         if when == config.RESTART:
             assert (live, restart, in_force) == ({}, [option.name], before)
         else:
-            assert (live, restart, in_force) == ({option.name: when}, [], "other")
+            assert (live, restart, in_force) == ({option.name: when}, [], other)
 
 
 def test_another_certificate_is_another_context(site, authority):

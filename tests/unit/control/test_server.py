@@ -935,3 +935,24 @@ def test_lines_of_events_carry_their_ids(site, server, caplog):
     assert found == [(events.ID[name], identity) for name, identity in
                      (("client-connected", "alice"), ("session-ended", "alice"), ("draining", None),
                       ("client-refused", "alice"))]
+
+
+def test_hooks_hear_of_clients_once_each(site, server):
+    told = []
+    server.tell = lambda event, **values: told.append((event, values.get("identity"), values["addresses"]))
+    pending = admit(site, server)
+    assert told == [], "nothing is authentic yet"
+    server.established(pending.number)
+    live(site, server, joins=pending.welcome, index=1)
+    assert told == [("client-connect", "alice", "10.86.0.2")]
+    server.closed({"connection": pending.number, "reason": "over", "counters": {}, "blame": None, "clean": True},
+                  server._sessions.connections[pending.number].worker)
+    live(site, server, joins=pending.welcome)
+    assert len(told) == 1, "a connection is no session"
+    live(site, server)
+    assert told[1:] == [("client-disconnect", "alice", "10.86.0.2"), ("client-connect", "alice", "10.86.0.2")]
+    live(site, server, "bob")
+    server._sessions.connections.clear()
+    server.stop()
+    assert told[3:] == [("client-connect", "bob", "10.86.0.3"), ("client-disconnect", "alice", "10.86.0.2"),
+                        ("client-disconnect", "bob", "10.86.0.3"), ("down", None, "10.86.0.1/24")]

@@ -1,0 +1,159 @@
+"""Programs that the administrator wants started when something happens. Never in the way of a packet.
+
+    a role tells of an event --> a bounded queue --> RUNNING_MAX at a time, in order for each client --> its output
+                                                                                          in the log, line by line
+
+A program is started by its path with one argument, the event, and with an environment that has only what VARIABLES and
+`Hooks` put there: no shell, and nothing of what the other end sent but a name from its certificate and its address. It
+runs with the user, the capability and the sandbox of the daemon, and is killed when its time is up.
+"""
+
+import collections
+import dataclasses
+import logging
+import os
+import signal
+import stat
+import subprocess
+
+import gevent
+
+from bulkvpnd.config import ConfigurationError
+from bulkvpnd.service import printable
+
+log = logging.getLogger(__name__)
+
+OPTIONS = {"up": "on-up", "down": "on-down", "client-connect": "on-client-connect",
+           "client-disconnect": "on-client-disconnect"}
+VARIABLES = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+RUNNING_MAX = 4
+"""Programs at a time (choice)."""
+WAITING_MAX = 256
+"""Events that wait for a program; those beyond are dropped (choice: as many clients as come back at once)."""
+TIME_MAX = 30.0
+"""Seconds that a program may take (choice)."""
+STOP_TIME = 3.0
+"""Seconds that a stop waits for programs; the unit allows 10 s for all of it (choice)."""
+LINES_MAX, LINE_MAX = 50, 300
+"""Lines of a program's output that are logged, and characters of each (choice)."""
+
+
+def check(configuration):
+    """Raises ConfigurationError if a program is not there or anybody could change it."""
+    for name in OPTIONS.values():
+        path = getattr(configuration, name.replace("-", "_"))
+        if path is None:
+            continue
+        where = f"{configuration.path}: {name} = {path}"
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            raise ConfigurationError(f"{where}: {error.strerror}; give the path of a program") from None
+        if not stat.S_ISREG(status.st_mode) or not os.access(path, os.X_OK):
+            raise ConfigurationError(f"{where}: cannot be executed; run: chmod a+rx {path}")
+        if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
+            raise ConfigurationError(f"{where}: others can change it; run: chown root {path} && chmod go-w {path}")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Call:
+    """event: of OPTIONS. key: calls of one key run one after the other. path: program. environment: {name: text}."""
+
+    event: str
+    key: str
+    path: str
+    environment: dict
+
+
+class Hooks:
+    """The programs of an instance. dropped: events for which there was no room. time_max: seconds for each."""
+
+    def __init__(self, configuration, device, time_max=TIME_MAX):
+        self._configuration = configuration
+        self._device = device
+        self._time_max = time_max
+        self._waiting = collections.deque()
+        self._running = {}  # key: greenlet
+        self.dropped = 0
+
+    def reconfigure(self, configuration):
+        """The programs of another configuration from the next event on."""
+        self._configuration = configuration
+
+    def tell(self, event, **values):
+        """Something happened. event: of OPTIONS. values: of BULKVPN_ variables, in small letters; text. Never waits."""
+        path = getattr(self._configuration, OPTIONS[event].replace("-", "_"))
+        if path is None:
+            return
+        if len(self._waiting) >= WAITING_MAX:
+            self.dropped += 1
+            log.warning("%s: not started for %s, %d events wait already", path, event, WAITING_MAX,
+                        extra={"limited": True})
+            return
+        values |= {"event": event, "instance": self._configuration.name, "mode": self._configuration.mode,
+                   "device": self._device}
+        environment = VARIABLES | {f"BULKVPN_{name.upper()}": value for name, value in values.items()}
+        self._waiting.append(_Call(event, values.get("identity", ""), str(path), environment))
+        self._start_next()
+
+    def _start_next(self):
+        for call in list(self._waiting):
+            if len(self._running) >= RUNNING_MAX:
+                return
+            if call.key not in self._running:
+                self._waiting.remove(call)
+                self._running[call.key] = gevent.spawn(self._run, call)
+
+    def _run(self, call):
+        try:
+            self._run_program(call)
+        except OSError as error:
+            log.warning("%s %s: cannot be started: %s", call.path, call.event, error.strerror, extra={"limited": True})
+        finally:
+            del self._running[call.key]
+            self._start_next()
+
+    def _run_program(self, call):
+        with subprocess.Popen([call.path, call.event], env=call.environment, cwd="/", stdin=subprocess.DEVNULL,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True) as process:
+            try:
+                with gevent.Timeout(self._time_max):
+                    self._log_output(call, process.stdout)
+                    status = process.wait()
+            except gevent.Timeout:
+                log.warning("%s %s: ended after %.0f s", call.path, call.event, self._time_max)
+                return
+            finally:
+                # What it left running in its session goes too; more than that it would have to hide on purpose.
+                _kill(process.pid)
+        if status:
+            log.warning("%s %s: ended with status %d", call.path, call.event, status, extra={"limited": True})
+
+    @staticmethod
+    def _log_output(call, stream):
+        count = 0
+        while line := stream.readline(LINE_MAX):
+            count += 1
+            if count <= LINES_MAX:
+                log.info("%s %s: %s", call.path, call.event,
+                         printable(line.decode("utf-8", "replace").rstrip("\n"), LINE_MAX))
+        if count > LINES_MAX:
+            log.info("%s %s: %d more lines", call.path, call.event, count - LINES_MAX)
+
+    def stop(self):
+        """Waits until all that was told is done, for STOP_TIME at most; the rest is ended."""
+        with gevent.Timeout(STOP_TIME, False):
+            while self._running:
+                gevent.joinall(list(self._running.values()))
+        if self._waiting or self._running:
+            log.warning("stopping: %d programs of hooks were not waited for", len(self._waiting) + len(self._running))
+        self._waiting.clear()
+        gevent.killall(list(self._running.values()))
+
+
+def _kill(group):
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        # Nobody is left, or what is left is another user's by now.
+        pass

@@ -1,0 +1,145 @@
+"""control.hooks: real programs, and what they may and may not do."""
+
+import logging
+import os
+import types
+
+import gevent
+import pytest
+from doubles import until
+
+from bulkvpnd.config import ConfigurationError
+from bulkvpnd.control import hooks as hooks_module
+from bulkvpnd.control.hooks import OPTIONS, RUNNING_MAX, WAITING_MAX, Hooks, check
+
+
+def configured(path, **programs):
+    fields = {name.replace("-", "_"): None for name in OPTIONS.values()} | programs
+    return types.SimpleNamespace(name="server", mode="server", path=path, **fields)
+
+
+@pytest.fixture
+def program(tmp_path):
+    """Makes a program of lines of sh."""
+    def make(text, name="hook", mode=0o755):
+        path = tmp_path / name
+        path.write_text(f"#!/bin/sh\n{text}\n")
+        path.chmod(mode)
+        return path
+
+    return make
+
+
+def test_a_program_gets_an_argument_and_just_these_variables(program, tmp_path, monkeypatch):
+    monkeypatch.setenv("SECRET", "of the daemon")
+    hook = program(f'/usr/bin/env -0 >{tmp_path}/env.new; echo "$#:$1" >{tmp_path}/argv; pwd >{tmp_path}/cwd\n'
+                   f'mv {tmp_path}/env.new {tmp_path}/env')
+    made = Hooks(configured(tmp_path, on_client_connect=hook), "bulk0")
+    made.tell("up")
+    gevent.sleep(0)
+    assert not (tmp_path / "env").exists(), "it is for another event"
+    made.tell("client-connect", identity="$(touch x); alice", addresses="10.86.0.2", peer="192.0.2.1:1")
+    until((tmp_path / "env").exists, "it ran", 10)
+    found = dict(one.split("=", 1) for one in (tmp_path / "env").read_text().split("\0") if one)
+    for name in ("PWD", "SHLVL", "_", "OLDPWD"):
+        found.pop(name, None)  # the shell's own
+    assert found == {
+        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "BULKVPN_EVENT": "client-connect",
+        "BULKVPN_INSTANCE": "server", "BULKVPN_MODE": "server", "BULKVPN_DEVICE": "bulk0",
+        "BULKVPN_IDENTITY": "$(touch x); alice", "BULKVPN_ADDRESSES": "10.86.0.2", "BULKVPN_PEER": "192.0.2.1:1",
+    }
+    assert (tmp_path / "argv").read_text() == "1:client-connect\n"
+    assert (tmp_path / "cwd").read_text() == "/\n"
+    made.stop()
+
+
+def test_output_is_logged_escaped_and_bounded(program, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    hook = program("printf 'one\\n\\033[2Jtwo\\n'; head -c 1000000 /dev/zero | tr '\\0' x; yes | head -1000; exit 3")
+    made = Hooks(configured(tmp_path, on_up=hook), "bulk0")
+    made.tell("up")
+    until(lambda: any("ended with status 3" in one for one in caplog.messages), "its end", 10)
+    assert caplog.messages[:2] == [f"{hook} up: one", f"{hook} up: \\x1b[2Jtwo"]
+    assert len(caplog.messages) == 52 and "more lines" in caplog.messages[-2]
+    assert all(len(one) < 300 + len(str(hook)) + 10 for one in caplog.messages)
+
+
+def test_a_program_ends_when_its_time_is_up_with_what_it_started(program, tmp_path, caplog):
+    hook = program(f"sleep 1000 & echo $! >{tmp_path}/pid; sleep 1000")
+    made = Hooks(configured(tmp_path, on_up=hook), "bulk0", time_max=0.3)
+    made.tell("up")
+    until(lambda: any("ended after" in one for one in caplog.messages), "its end", 10)
+    pid = (tmp_path / "pid").read_text().strip()
+
+    def is_gone():
+        try:
+            with open(f"/proc/{pid}/stat") as stream:
+                return ") Z " in stream.read()
+        except FileNotFoundError:
+            return True
+
+    until(is_gone, "the program that it started is gone", 10)
+    made.stop()
+
+
+def test_so_many_at_a_time_and_one_for_each_client(program, tmp_path, caplog):
+    hook = program(f"echo begin $BULKVPN_IDENTITY $1 >>{tmp_path}/log; "
+                   f"while ! [ -e {tmp_path}/go ]; do sleep 0.05; done\n"
+                   f"echo end $BULKVPN_IDENTITY $1 >>{tmp_path}/log")
+    made = Hooks(configured(tmp_path, on_client_connect=hook, on_client_disconnect=hook), "bulk0")
+    for identity in ("a", "b"):
+        made.tell("client-connect", identity=identity)
+        made.tell("client-disconnect", identity=identity)
+    for number in range(WAITING_MAX + 10):
+        made.tell("client-connect", identity=f"n{number % RUNNING_MAX}")
+    assert len(made._running) == RUNNING_MAX and made.dropped > 0
+    assert any("events wait already" in one for one in caplog.messages)
+    log = tmp_path / "log"
+    until(lambda: log.exists() and len(log.read_text().splitlines()) == RUNNING_MAX, "so many began", 10)
+    made._waiting = type(made._waiting)(one for one in made._waiting if one.key in "ab")
+    (tmp_path / "go").touch()
+    until(lambda: not made._running, "all are done", 15)
+    lines = [line for line in log.read_text().splitlines() if " a " in line]
+    assert lines == ["begin a client-connect", "end a client-connect", "begin a client-disconnect",
+                     "end a client-disconnect"]
+
+
+def test_a_stop_waits_but_not_for_ever(program, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(hooks_module, "STOP_TIME", 0.3)
+    quick, slow = program(f"sleep 0.1; touch {tmp_path}/done", "quick"), program("sleep 1000", "slow")
+    made = Hooks(configured(tmp_path, on_up=slow, on_down=quick), "bulk0")
+    made.tell("down")
+    made.stop()
+    assert (tmp_path / "done").exists() and not caplog.messages
+    made.tell("up")
+    made.stop()
+    assert any("not waited for" in one for one in caplog.messages) and not made._running
+
+
+def test_programs_that_cannot_be_used_are_named_before(program, tmp_path):
+    path = tmp_path / "server.conf"
+    check(configured(path))
+    check(configured(path, on_up=program("")))
+    with pytest.raises(ConfigurationError, match="server.conf: on-up = /no/such: No such file"):
+        check(configured(path, on_up="/no/such"))
+    with pytest.raises(ConfigurationError, match="on-up = .*: cannot be executed; run: chmod"):
+        check(configured(path, on_up=program("", mode=0o644)))
+    with pytest.raises(ConfigurationError, match="cannot be executed"):
+        check(configured(path, on_up=tmp_path))
+    with pytest.raises(ConfigurationError, match="on-down = .*: others can change it; run: chown root"):
+        check(configured(path, on_down=program("", mode=0o777)))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give a file away")
+def test_a_program_of_another_user_is_refused(program, tmp_path):
+    hook = program("")
+    os.chown(hook, 65534, 65534)
+    with pytest.raises(ConfigurationError, match="others can change it"):
+        check(configured(tmp_path, on_up=hook))
+
+
+def test_a_program_that_went_is_one_line(tmp_path, caplog):
+    made = Hooks(configured(tmp_path, on_up="/no/such"), "bulk0")
+    made.tell("up")
+    until(lambda: any("cannot be started" in one for one in caplog.messages), "a line", 5)
+    assert not made._running
