@@ -16,6 +16,7 @@ COMMANDS = {
     "import-openvpn": ("openvpn", "make a configuration from one of OpenVPN"),
     "init-instances": ("instances", "write the configurations of several instances that work as one"),
     "doctor": ("doctor", "look for what usually goes wrong, and say what mends it"),
+    "speedtest": ("speedtest", "measure a running tunnel, and the path beside it"),
     "tune": ("tune", "show what the kernel is tuned with, or tune it by hand"),
     "top": ("top", "show the sessions of running instances, live"),
     "metrics": ("metrics", "print the metrics of running instances, as Prometheus reads them"),
