@@ -522,3 +522,65 @@ def test_status_shows_what_lives_and_no_secret(start):
     ends(client, messages[0])
     assert client.status({})["sessions"][0]["bytes_in"] == 5
     assert WELCOME.token.hex() not in repr(report)
+
+
+# changed while it runs
+
+
+def test_a_server_that_starts_again_is_found_soon(start, monkeypatch):
+    client = start(count=1, script=lambda hello: granting(hello, connections=1), retry_max=60)
+    tries = []
+    opened = client._open
+
+    def opening(remote):
+        tries.append(time.monotonic())
+        return opened(remote)
+
+    monkeypatch.setattr(client, "_open", opening)
+    message, = attached(client, 1)
+    client.established(message["connection"])
+    client.server.stop()
+    ends(client, message, "closed by the peer: shutdown")
+    # Doubled, the tenth pause would be of 5 s at least.
+    until(lambda: len(tries) >= 12, "many tries", 5)
+    assert max(b - a for a, b in zip(tries, tries[1:])) < 0.5
+    assert min(b - a for a, b in zip(tries, tries[1:])) >= 0.01, "but not without a pause"
+
+
+def test_one_that_stays_away_is_asked_less_often(start, monkeypatch):
+    monkeypatch.setattr(client_module, "RESTART_TIME", 0.1)
+    client = start(count=1, script=lambda hello: granting(hello, connections=1), retry_max=60)
+    message, = attached(client, 1)
+    client.established(message["connection"])
+    tries = []
+    monkeypatch.setattr(client, "_open", lambda remote: tries.append(time.monotonic()) or refuse())
+
+    def refuse():
+        raise ConnectionRefusedError(111, "Connection refused")
+
+    ends(client, message, "closed by the peer: shutdown")
+    until(lambda: len(tries) > 3 and tries[-1] - tries[-2] > 0.3, "pauses that grow", 10)
+
+
+def test_terms_are_those_of_the_session_and_hooks_hear_of_the_tunnel(start):
+    client = start(count=2)
+    told = []
+    client.tell = lambda event, **values: told.append((event, values["addresses"]))
+    messages = attached(client, 2)
+    for message in messages:
+        client.established(message["connection"])
+    assert told == [("up", "10.86.0.2/24")]
+    client.reconfigure(dataclasses.replace(client._configuration, rekey_interval=60, rekey_bytes=1 << 20))
+    assert client.network.calls[-1][0] == "reconfigure"
+    first = client.server.hellos[0]
+    ends(client, messages[1])
+    attached(client, 3)
+    joined = client.server.hellos[-1]
+    assert joined.session and (joined.rekey_interval, joined.rekey_bytes) == (WELCOME.rekey_interval,
+                                                                              WELCOME.rekey_bytes)
+    assert first.rekey_interval != 60
+    client.established(client.workers.told("attach")[-1]["connection"])
+    ends(client, messages[0])
+    assert told == [("up", "10.86.0.2/24")]
+    ends(client, client.workers.told("attach")[2])
+    assert told[1:] == [("down", "10.86.0.2/24")]

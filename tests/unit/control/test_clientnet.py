@@ -249,3 +249,24 @@ def test_the_end_undoes_in_the_reverse_order(make):
     client.told.clear()
     client.changes.close()
     assert client.told == [("undo dns",), ("undo full",), ("undo routes",), ("undo table",)]
+
+
+def test_another_configuration_is_in_force_at_once(make):
+    client = make(routes=(network("192.168.7.0/24"),))
+    other = dataclasses.replace(client._configuration, routes=(network("192.168.8.0/24"),), dns=(address("10.86.0.1"),))
+    client.reconfigure(other)
+    assert client.told == [], "there is no session"
+    client.reconfigure(dataclasses.replace(other, routes=(network("192.168.7.0/24"),), dns=()))
+    client.take(welcome())
+    named(client)
+    assert client.told == [("routes", ["192.168.7.0/24"]), ("dns", [], [], False)]
+    client.told.clear()
+    client.reconfigure(client._configuration)
+    named(client)
+    assert client.told == []
+    client.reconfigure(other)
+    named(client)
+    assert client.told == [("routes", ["192.168.8.0/24"]), ("dns", ["10.86.0.1"], [], False)]
+    client.reconfigure(dataclasses.replace(other, routes=()))
+    named(client)
+    assert client.told[2:] == [("routes", [])]
