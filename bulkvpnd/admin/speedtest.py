@@ -276,23 +276,28 @@ def bottleneck(result, direction):
     return "not this end: the CPU of the server, or loss that only it sees; look there with bulkvpnctl status and top"
 
 
+_WAYS = ("tunnel", "beside")
+_ROWS = {
+    "arrived": lambda one: screen.rate(one["bits"]),
+    "rtt meanwhile": lambda one: screen.milliseconds(one["rtt_ms"]),
+    "CPU, busiest process of the instance": lambda one: screen.part(one["cpu"], 1),
+    "CPU, this machine": lambda one: screen.part(one["machine"], 1),
+    "sent again by the instance": lambda one: screen.part(one["again"], 1),
+}
+
+
 def show(result, console):
     """Prints a result on a rich Console."""
     table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("", "out", "in", "rtt idle", "rtt, load out", "rtt, load in", "busiest process", "sent again"):
+    for heading in ("", *_WAYS):
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
-    for way in ("tunnel", "beside"):
-        measured = result[way]
-        both = [measured.get(direction) for direction in ("out", "in")]
-        table.add_row(
-            way, *(screen.rate(one["bits"]) if one else "-" for one in both),
-            screen.milliseconds(measured["rtt_idle_ms"]),
-            *(screen.milliseconds(one and one["rtt_ms"]) for one in both),
-            screen.part(max((one["cpu"] for one in both if one), default=0), 1),
-            screen.part(max((one["again"] for one in both if one), default=0), 1) if way == "tunnel" else "-",
-        )
+    table.add_row("rtt, idle", *(screen.milliseconds(result[way]["rtt_idle_ms"]) for way in _WAYS))
+    for direction in ("out", "in"):
+        for name, value in _ROWS.items():
+            both = [result[way].get(direction) for way in _WAYS]
+            table.add_row(f"{direction}: {name}", *(value(one) if one else "-" for one in both))
     console.print(table)
     if "why_not" in result["beside"]:
         console.print(f"beside: {rich.markup.escape(result['beside']['why_not'])}")
     for direction, text in result["bottleneck"].items():
-        console.print(f"{direction:3}  limited by {rich.markup.escape(text)}")
+        console.print(f"{direction:3}  limit: {rich.markup.escape(text)}")

@@ -65,7 +65,7 @@ def test_shown():
     made["beside"]["why_not"] = "no [answer]"
     speedtest.show(made, console)
     text = console.file.getvalue()
-    assert "1.0 Gbit/s" in text and "limited by [x]" in text and "no [answer]" in text
+    assert "1.0 Gbit/s" in text and "limit: [x]" in text and "no [answer]" in text
 
 
 @pytest.mark.parametrize("flags", [["--seconds", "0"], ["--seconds", "61"], ["--beside", "name"]])
