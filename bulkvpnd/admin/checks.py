@@ -186,14 +186,14 @@ def _names(subject):
 
 ANSWERS = (
     # words of OpenSSL by which the handshake ended, what they mean, the mend
-    ("CERTIFICATE_REVOKED", "the server says that this client's certificate is revoked",
+    ("certificate revoked", "the server says that this client's certificate is revoked",
      "on the authority's machine: bulkvpnctl pki add NAME, and take its configuration here"),
-    ("CERTIFICATE_EXPIRED",
+    ("certificate expired",
      "the server says that a certificate has expired: this client's own, or the server's clock is wrong",
      "date, at both ends; on the authority's machine: bulkvpnctl pki renew NAME"),
-    ("UNKNOWN_CA", "the server does not know the authority that signed this client's certificate",
+    ("unknown ca", "the server does not know the authority that signed this client's certificate",
      "take ca, certificate and key from the server's own bulkvpnctl pki add"),
-    ("BAD_CERTIFICATE", "the server does not take this client's certificate; its clock may be wrong",
+    ("bad certificate", "the server does not take this client's certificate; its clock may be wrong",
      "date, on the server; journalctl -u bulkvpnd@server there says more"),
     ("has expired", "the server's certificate has expired, or this machine's clock is wrong",
      "date; on the authority's machine: bulkvpnctl pki renew server"),
@@ -222,7 +222,7 @@ def _port(subject):
 
 def _refused(greeting):
     for words, meaning, mend in ANSWERS:
-        if words.lower() in greeting.error.lower():
+        if words in greeting.error.replace("_", " ").lower():
             return Verdict(PROBLEM, f"{greeting.address}: {meaning}", mend)
     return Verdict(PROBLEM, f"{greeting.address}: {greeting.error}",
                    "on the server: journalctl -u bulkvpnd@server -n 20")

@@ -75,7 +75,8 @@ class Machine:
         return status.ask(self._configuration.runtime_directory / status.SOCKET_NAME)
 
     def requirements(self):
-        """[(package, least version, installed version or None), ...]. Raises LookupError in a source tree."""
+        """[(package, least version, installed version or None), ...]. Raises LookupError where it is not known, as in a
+        source tree."""
         found = []
         try:
             lines = importlib.metadata.requires("bulkvpnd") or ()
@@ -88,6 +89,8 @@ class Machine:
                 with contextlib.suppress(importlib.metadata.PackageNotFoundError):
                     installed = importlib.metadata.version(match[1])
                 found.append((match[1], match[2], installed))
+        if not found:
+            raise LookupError("the package does not say what it needs; Debian's leaves that to apt")
         return found
 
     def open_tun(self):
@@ -124,10 +127,10 @@ class Machine:
         shown = transport.shown(address)
         with socket.socket(family, socket.SOCK_STREAM) as sock:
             sock.settimeout(TIMEOUT)
+            if self._configuration.redirect_gateway:
+                # Past the tunnel, as the instance's own connections go. Without root nothing is said of the path.
+                transport.mark(sock, redirect.choose_mark())
             try:
-                if self._configuration.redirect_gateway:
-                    # Past the tunnel, as the instance's own connections go.
-                    transport.mark(sock, redirect.choose_mark())
                 sock.connect(address)
             except OSError as error:
                 return Greeting("connect", error.strerror or str(error), shown)
