@@ -126,6 +126,8 @@ def test_what_is_wrong_changes_nothing(site, authority):
         site.replace(end=authority.issue("server", "client"), grace="77")
     with pytest.raises(config.ConfigurationError, match="missing.pem: cannot be read"):
         site.replace(crl="missing.pem", grace="77")
+    with pytest.raises(config.ConfigurationError, match="on-up = /no/such: No such file"):
+        site.replace(on_up="/no/such", grace="77")
     client = configuration(site.directory, "client", authority.issue("alice"), remote="127.0.0.1")
     with pytest.raises(config.ConfigurationError, match="mode = client: this instance runs as a server"):
         site.current.replace(client, lambda old, new: None)
