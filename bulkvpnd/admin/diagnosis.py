@@ -85,4 +85,9 @@ def _drops(report):
             yield Finding(is_fault, f"{count:,} packets {text} ({cause})", mend)
 
 
-_CHECKS = (_session, _workers, _connections, _paths, _offload, _drops)
+def _draining(report):
+    if report.get("draining"):
+        yield Finding(False, "new sessions are refused: it is drained", f"bulkvpnctl drain --off {report['instance']}")
+
+
+_CHECKS = (_session, _draining, _workers, _connections, _paths, _offload, _drops)

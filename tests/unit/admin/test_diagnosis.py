@@ -21,6 +21,7 @@ def test_one_that_is_well():
     [
         (changed(mode="client", sessions=[]), True, "no connection to the server"),
         (changed(mode="client", session__connections=[]), True, "no connection to the server"),
+        (changed(draining=True), False, "new sessions are refused"),
         (changed(workers=DEAD), True, "no answer from worker 1"),
         (changed(session__agreed_connections=4), True, "2 of 4 connections of alice are up"),
         (changed(session__connections=[LOST], session__agreed_connections=1, session__bytes_out=2 * LOSS_BYTES_MIN),
