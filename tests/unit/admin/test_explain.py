@@ -13,7 +13,6 @@ from bulkvpnd import cli, config
 from bulkvpnd.admin import explain
 from bulkvpnd.metrics import METRICS
 
-ROOT = pathlib.Path(__file__).parents[3]
 
 PAGE = r""".Dd November 24, 2026
 .Dt BULKVPN.CONF 5
@@ -34,7 +33,7 @@ Not an item.
 """
 
 formatted = pytest.mark.skipif(not (shutil.which("mandoc") or shutil.which("man")), reason="needs mandoc or man")
-in_the_tree = pytest.mark.skipif(not (ROOT / "man").is_dir(), reason="needs the source tree")
+in_the_tree = pytest.mark.skipif(not explain.SOURCE.is_dir(), reason="needs the package in its source tree")
 
 
 @pytest.fixture
