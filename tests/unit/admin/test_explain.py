@@ -2,7 +2,6 @@
 
 import gzip
 import os
-import pathlib
 import shutil
 
 import pytest
