@@ -55,6 +55,11 @@ class Worker:
     def pid(self):
         return self.process.pid if self.process else None
 
+    @property
+    def pause(self):
+        """Seconds before the next restart."""
+        return min(RESTART_PAUSE * 2 ** min(self.failures, 16), RESTART_PAUSE_MAX)
+
 
 class Workers:
     """All workers of an instance.
@@ -145,7 +150,7 @@ class Workers:
         if time.monotonic() - worker.started_at > LIVED:
             worker.failures = 0
         while not worker.is_running:
-            gevent.sleep(min(RESTART_PAUSE * 2 ** min(worker.failures, 16), RESTART_PAUSE_MAX))
+            gevent.sleep(worker.pause)
             if self._stopping:
                 return
             worker.failures += 1
