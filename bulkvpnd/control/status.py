@@ -6,7 +6,6 @@ Whoever may open the socket may ask for the status. Every other command changes 
 the daemon's own user, as the kernel names them (SO_PEERCRED of unix(7)).
 """
 
-import fcntl
 import json
 import logging
 import os
@@ -17,6 +16,7 @@ import gevent
 from gevent.server import StreamServer
 
 from bulkvpnd.config import MAX_FILE_SIZE
+from bulkvpnd.host import lock
 
 log = logging.getLogger(__name__)
 
@@ -58,12 +58,10 @@ class Claim:
         """Raises OSError when the directory cannot be made, or another process has it."""
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o750)
         self._descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock.take(self._descriptor):
             os.close(self._descriptor)
             raise OSError(f"{self._directory}: another instance runs with this runtime directory; stop it, or give "
-                          "this one a name of its own") from None
+                          "this one a name of its own")
         return self
 
     def __exit__(self, *exception):

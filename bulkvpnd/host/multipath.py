@@ -13,12 +13,12 @@ the route for IPv4 with it, so `apply` is called again and again while the tunne
 
 import contextlib
 import errno
-import fcntl
 import ipaddress
 import os
 import socket
 import time
 
+from bulkvpnd.host import lock
 from bulkvpnd.host.nexthop import FAMILIES, METRICS, Netlink
 from bulkvpnd.host.sysctl import SHARED_DIRECTORY
 
@@ -220,7 +220,7 @@ class Membership:
             return
         try:
             deadline = time.monotonic() + LOCK_TIME
-            while not _locked(descriptor) and time.monotonic() < deadline:
+            while not lock.take(descriptor) and time.monotonic() < deadline:
                 time.sleep(0.01)
             yield
         finally:
@@ -254,11 +254,3 @@ def _name(index):
         return socket.if_indextoname(index)
     except OSError:
         return None  # it went a moment ago
-
-
-def _locked(descriptor):
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

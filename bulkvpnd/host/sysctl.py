@@ -15,7 +15,6 @@ whatever the file on disk says: bulkvpnctl(8) reads it as root, and the daemon's
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import json
 import os
 import pathlib
@@ -24,7 +23,7 @@ import socket
 import struct
 import time
 
-from bulkvpnd.host import device
+from bulkvpnd.host import device, lock
 
 SHARED_DIRECTORY = pathlib.Path("/run/bulkvpn")
 """Made by the package (tmpfiles.d), for every instance of this machine."""
@@ -219,7 +218,7 @@ class Ledger:
             return
         try:
             deadline = time.monotonic() + LOCK_TIME
-            while not _lock(descriptor):
+            while not lock.take(descriptor):
                 if time.monotonic() > deadline:
                     raise LedgerError(f"{self._directory}: another process keeps it locked")
                 time.sleep(0.01)
@@ -291,7 +290,7 @@ class Ledger:
         if self._by_hand or self._live is not None:
             return
         descriptor = _open_lock(self._live_path(self._owner))
-        if not _lock(descriptor):
+        if not lock.take(descriptor):
             os.close(descriptor)
             raise LedgerError(f"another instance of the name {self._owner} runs")
         self._live = descriptor
@@ -304,7 +303,7 @@ class Ledger:
         except OSError:
             return True
         try:
-            return not _lock(descriptor)
+            return not lock.take(descriptor)
         finally:
             os.close(descriptor)
 
@@ -385,15 +384,6 @@ def _open_lock(path):
         return descriptor
     except FileExistsError:
         return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-
-
-def _lock(descriptor):
-    """Takes flock(2)'s lock if it is free. Returns whether."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _namespace():
