@@ -192,7 +192,7 @@ class Connection:
             append(lanes[number])
 
     def _wake(self):
-        if self._is_idle and (self._queue or self._control or self._left):
+        if self._is_idle and (self._queue or self._control or self._left or self._farewell):
             self._is_idle = False
             get_hub().loop.run_callback(self._greenlets[0].switch)
 
@@ -315,9 +315,7 @@ class Connection:
             return
         self._close_by = time.monotonic() + MOVE_TIME
         self._farewell = (frame.CLOSE, b"moved")
-        if self._is_idle:
-            self._is_idle = False
-            get_hub().loop.run_callback(self._greenlets[0].switch)
+        self._wake()
 
     # Inbound
 
