@@ -10,20 +10,8 @@ import sys
 
 import pytest
 
-from bulkvpnd import cli, config
+from bulkvpnd import config
 from bulkvpnd.admin import oneline
-
-
-@pytest.fixture
-def ctl(capsys):
-    def run(*arguments):
-        try:
-            status = cli.bulkvpnctl([str(one) for one in arguments])
-        except SystemExit as error:
-            status = error.code
-        return status, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture

@@ -9,20 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from bulkvpnd import cli, config
+from bulkvpnd import config
 from bulkvpnd.admin import openvpn
-
-
-@pytest.fixture
-def ctl(capsys):
-    def run(*arguments):
-        try:
-            status = cli.bulkvpnctl([str(one) for one in arguments])
-        except SystemExit as error:
-            status = error.code
-        return status, *capsys.readouterr()
-
-    return run
 
 
 def carried(text):

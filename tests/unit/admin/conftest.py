@@ -1,0 +1,19 @@
+"""What tests of several commands need."""
+
+import pytest
+
+from bulkvpnd import cli
+
+
+@pytest.fixture
+def ctl(capsys):
+    """Runs bulkvpnctl with these arguments: (exit status, standard output, standard error)."""
+
+    def run(*arguments):
+        try:
+            status = cli.bulkvpnctl([str(one) for one in arguments])
+        except SystemExit as error:
+            status = error.code
+        return status, *capsys.readouterr()
+
+    return run
