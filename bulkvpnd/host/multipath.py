@@ -126,7 +126,10 @@ class Membership:
     # With next-hop objects
 
     def _join_group(self, netlink, index):
-        route, nexthops = self._own_route(netlink), netlink.nexthops()
+        # In this order: a route that is still there leads to a group that was there before. The other way round the last
+        # member can take both along between the two looks, and the route seen first is not made again.
+        nexthops = netlink.nexthops()
+        route = self._own_route(netlink)
         own = self._own_hop(nexthops, index, route)
         # Somebody may have removed the route alone; then the group is the one that already has this hop.
         group = nexthops.get(route.group) if route else _group_of(nexthops, own)

@@ -18,6 +18,8 @@ from bulkvpnd.host.nexthop import Netlink
 from bulkvpnd.host.tun import Tun
 
 PREFIXES = {4: ipaddress.ip_network("10.2.0.0/16"), 6: ipaddress.ip_network("fd02::/48")}
+ROUNDS = 300
+
 both_versions = pytest.mark.parametrize("version", [4, 6])
 with_and_without_objects = pytest.mark.parametrize("objects", [True, False], ids=["group", "route"])
 
@@ -216,6 +218,26 @@ def test_a_device_that_is_gone(host, join):
     with pytest.raises(MultipathError, match="multipath = "):
         one.apply()
     assert not one.undo()
+
+
+@with_and_without_objects
+def test_the_last_one_leaves_while_another_joins(host, join, objects):
+    """Group and route go between two looks at them."""
+    leaving, joining = (join(name, 4, objects=objects)[1] for name in ("bulk1", "bulk2"))
+
+    def come_and_go():
+        with inside(host):
+            for _ in range(ROUNDS):
+                leaving.apply()
+                leaving.undo()
+
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    for _ in range(ROUNDS):
+        joining.apply()
+        assert "bulk2" in joining.members()
+        joining.undo()
+    thread.join()
 
 
 @with_and_without_objects
