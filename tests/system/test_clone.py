@@ -9,7 +9,7 @@ from bulkvpnd.admin.demo import KEYS
 
 pytestmark = pytest.mark.long
 
-DEMO_TIMEOUT, TESTS_TIMEOUT = 300, 600
+DEMO_TIMEOUT, TESTS_TIMEOUT = 300, 1800
 """Seconds, the installation of what they need included (choices)."""
 
 
