@@ -126,8 +126,8 @@ class Membership:
     # With next-hop objects
 
     def _join_group(self, netlink, index):
-        # In this order: a route that is still there leads to a group that was there before. The other way round the last
-        # member can take both along between the two looks, and the route seen first is not made again.
+        # In this order: a route that is still there leads to a group that was there before. The other way round the
+        # last member can take both along between the two looks, and the route seen first is not made again.
         nexthops = netlink.nexthops()
         route = self._own_route(netlink)
         own = self._own_hop(nexthops, index, route)
