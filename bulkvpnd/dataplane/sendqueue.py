@@ -180,57 +180,65 @@ class SendQueue:
 
         now: seconds. The caller seals it and calls done() before anything else.
         """
-        if self._express:
-            return self._whole(self._express)
-        if self._sparse:
-            return self._whole(self._sparse)
+        for frames in (self._express, self._sparse):
+            if frames:
+                return self._whole(frames)
         # Only now: flows that send a little all the time would else keep those in lanes waiting for ever.
         self._epoch += 1
-        gathered = None
+        return self._take_turns(now) if self._turns else None
+
+    def _whole(self, frames):
+        frame = self._used = frames.popleft()
+        return frame, 0, len(frame.starts)
+
+    def _take_turns(self, now):
+        """What the lane whose turn it is may send, where it lies; little pieces of several lanes become one frame."""
+        gathered = self._gather()
         turns, budget = self._turns, self.budget
         while turns:
             lane = turns[0]
             self._drop_late(lane, now)
             frame = lane.frames[0]
-            if lane.deficit <= 0:
-                lane.deficit += budget
-            first = frame.first
-            begin = frame.begin(first)
-            if frame.end - begin <= lane.deficit:
-                stop = len(frame.starts)
-            else:
-                stop = max(first + 1, _fitting(frame, first, lane.deficit))
-            size = frame.begin(stop) - begin
-            if size > budget:
-                gathered = gathered or self._gather()
-                if self._divide(lane, frame, gathered):
-                    break
-            if gathered is not None and gathered.end and gathered.end + size > budget:
+            first, stop, size = self._share(lane, frame)
+            if size > budget and self._divide(lane, frame, gathered):
                 break
-            lane.deficit -= size
-            lane.bytes -= size
-            frame.first = stop
-            exhausted = stop == len(frame.starts)
-            if exhausted:
-                lane.frames.popleft()
-            if not lane.frames:
-                turns.popleft()
-            elif lane.deficit <= 0:
-                turns.rotate(-1)
-            if not (gathered and gathered.end) and (size >= budget // 2 or not turns or len(turns) == 1):
-                if gathered:
-                    self._give_back(gathered)
-                self._used = frame if exhausted else None
+            if gathered.end and gathered.end + size > budget:
+                break
+            is_exhausted = self._advance(lane, frame, stop, size)
+            if not gathered.end and (size >= budget // 2 or len(turns) <= 1):
+                self._give_back(gathered)
+                self._used = frame if is_exhausted else None
                 return frame, first, stop
-            # Little pieces of several lanes become one frame.
-            gathered = gathered or self._gather()
             gathered.copy(frame, first, stop)
-            if exhausted:
+            if is_exhausted:
                 self._give_back(frame)
-        if gathered is None:
-            return None
         self._used = gathered
         return gathered, 0, len(gathered.starts)
+
+    def _share(self, lane, frame):
+        """Of the frame at the head of a lane, what its turn allows: (first entry, the one behind the last, bytes)."""
+        if lane.deficit <= 0:
+            lane.deficit += self.budget
+        first = frame.first
+        begin = frame.begin(first)
+        if frame.end - begin <= lane.deficit:
+            return first, len(frame.starts), frame.end - begin
+        stop = max(first + 1, _fitting(frame, first, lane.deficit))
+        return first, stop, frame.begin(stop) - begin
+
+    def _advance(self, lane, frame, stop, size):
+        """Notes that `size` bytes, the entries up to `stop`, leave a lane. Returns whether its frame has no more."""
+        lane.deficit -= size
+        lane.bytes -= size
+        frame.first = stop
+        is_exhausted = stop == len(frame.starts)
+        if is_exhausted:
+            lane.frames.popleft()
+        if not lane.frames:
+            self._turns.popleft()
+        elif lane.deficit <= 0:
+            self._turns.rotate(-1)
+        return is_exhausted
 
     def _gather(self):
         self._held += 1
@@ -253,10 +261,6 @@ class SendQueue:
         if lane.deficit <= 0:
             self._turns.rotate(-1)
         return True
-
-    def _whole(self, frames):
-        frame = self._used = frames.popleft()
-        return frame, 0, len(frame.starts)
 
     def done(self):
         """What take gave is sealed; its frame is free."""
