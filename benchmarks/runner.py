@@ -39,6 +39,8 @@ def plan(systems, rounds, seconds, chosen):
                 wanted = [test for test in tests.TESTS
                           if test.link == link and (chosen is None or chosen.intersection(test.rows))]
                 several = link.startswith("star")
+                if system.is_variant and chosen is None and (several or link == "besieged"):
+                    continue
                 if wanted and (system.several_clients or not several) and (system.port or link != "besieged"):
                     starting = START_SECONDS + (int(link.removeprefix("star")) if several else 0)
                     planned = starting + sum(test.factor * seconds + 1 for test in wanted)

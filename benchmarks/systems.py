@@ -43,12 +43,14 @@ class System:
     """A system.
 
     commands: {command it needs: Debian package}. several_clients: whether the clients' tests have it. port: where its
-    server takes TCP connections, if the flood's test has it.
+    server takes TCP connections, if the flood's test has it. is_variant: of a system that is measured, too; it is left
+    out where a measurement takes minutes, unless that is asked for.
     """
 
     commands = {}
     several_clients = False
     port = None
+    is_variant = False
 
     def __init__(self, name):
         self.name = name
@@ -85,6 +87,7 @@ class Bulkvpnd(System):
 
     def __init__(self, name, options, settings):
         super().__init__(name)
+        self.is_variant = bool(options)
         self.options = options
         self.settings = settings
         if settings.tree is None:
@@ -155,6 +158,7 @@ class Instances(Bulkvpnd):
 
     def __init__(self, name, count, options, settings):
         super().__init__(name, options, settings)
+        self.is_variant = True
         self.count = count
 
     def start(self, trial):
@@ -197,6 +201,7 @@ class OpenVPN(System):
 
     def __init__(self, name, protocol, cipher):
         super().__init__(name)
+        self.is_variant = cipher != "AES-256-GCM"
         self.protocol = protocol
         self.cipher = cipher
 

@@ -166,6 +166,24 @@ def test_rounds_are_outermost_and_only_chosen_tests_are_planned():
     assert all(len(wanted) == 1 for _, _, _, wanted, _ in steps)
 
 
+def test_variants_are_not_measured_where_it_takes_minutes_unless_asked_for():
+    measured = [systems.system(name, SETTINGS) for name in ("bulkvpnd", "bulkvpnd-connections-1", "openvpn-tcp-chacha")]
+    large = {"besieged", *(f"star{count}" for count in network.CLIENT_COUNTS)}
+
+    def links(chosen):
+        found = {}
+        for _, system, link, _, _ in runner.plan(measured, 1, 5, chosen):
+            found.setdefault(system.name, set()).add(link)
+        return found
+
+    assert links(None) == {
+        "bulkvpnd": set(network.LINKS),
+        "bulkvpnd-connections-1": set(network.LINKS) - large,
+        "openvpn-tcp-chacha": set(network.LINKS) - large,
+    }
+    assert links({"flood_mbps"}) == {"bulkvpnd": {"besieged"}, "bulkvpnd-connections-1": {"besieged"}}
+
+
 VALUES = {
     ("direct", "tcp1"): [10000, 20000, 15000],
     ("bulkvpnd", "tcp4"): [9000, 6000, 5000],
