@@ -75,7 +75,7 @@ def test_a_program_ends_when_its_time_is_up_with_what_it_started(program, tmp_pa
         try:
             with open(f"/proc/{pid}/stat") as stream:
                 return ") Z " in stream.read()
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):  # before, or while it is read
             return True
 
     until(is_gone, "the program that it started is gone", 10)
