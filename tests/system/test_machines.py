@@ -9,7 +9,7 @@ from bulkvpnd.admin import namespaces
 
 pytestmark = pytest.mark.long
 
-TEST_TIMEOUT = 180
+TEST_TIMEOUT = 900
 """Seconds for one of the package's own tests (choice)."""
 SERVER, CLIENT = "192.0.2.1", "192.0.2.2"
 """TEST-NET-1 of RFC 5737."""
