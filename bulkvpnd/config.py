@@ -455,9 +455,9 @@ OPTIONS = (
     Option("rcvbuf", or_auto(size(16384, 1 << 28)), "auto", "BYTES|auto", "Performance",
            "receive buffer of each connection, pushed to clients; auto keeps the kernel's autotuning",
            role="server"),
-    Option("congestion", choice("bbr", "cubic", "system"), "bbr", "NAME", "Performance",
-           "TCP congestion control of the connections: bbr, cubic, or system for the host's default; "
-           "where the kernel lacks it, the host's default stays"),
+    Option("congestion", choice("auto", "bbr", "cubic", "system"), "auto", "NAME", "Performance",
+           "TCP congestion control of the connections: bbr, cubic, system for the host's default, or auto: cubic as "
+           "long as the path is short and fast, else bbr; where the kernel lacks it, the host's default stays"),
     Option("queue-target", integer(1, 1000, "milliseconds"), "5", "MILLISECONDS", "Performance",
            "how long packets of a flow may wait for their connection; longer for a whole queue-interval, and some are "
            "marked (ECN) or dropped",

@@ -285,8 +285,9 @@ def _congestion(subject):
     for wish, outcome in subject.machine.tuned(None, []):
         if wish.key == "TCP_CONGESTION":
             if outcome.why_not:
-                return [Verdict(NOTE, f"{wish.value} cannot be had: {outcome.why_not}; {outcome.set} is used",
-                                f"modprobe tcp_{wish.value}")]
+                name = "bbr" if wish.value == "auto" else wish.value
+                return [Verdict(NOTE, f"{name} cannot be had: {outcome.why_not}; {outcome.set} is used",
+                                f"modprobe tcp_{name}")]
             return [Verdict(FINE, f"{outcome.set}")]
     return [Verdict(NOT_CHECKED, "the kernel does not say")]
 

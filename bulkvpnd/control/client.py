@@ -339,6 +339,7 @@ class Client:
                 "rekey_bytes": welcome.rekey_bytes,
                 "rekey_interval": welcome.rekey_interval,
                 "sndbuf": welcome.sndbuf,
+                "congestion": self._configuration.congestion,
                 "queue_target": self._configuration.queue_target / 1000,
                 "queue_interval": self._configuration.queue_interval / 1000,
             },

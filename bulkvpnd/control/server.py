@@ -240,6 +240,7 @@ class Server:
                 "rekey_bytes": session.terms["rekey_bytes"],
                 "rekey_interval": session.terms["rekey_interval"],
                 "sndbuf": configuration.sndbuf,
+                "congestion": configuration.congestion,
                 "queue_target": configuration.queue_target / 1000,
                 "queue_interval": configuration.queue_interval / 1000,
             },

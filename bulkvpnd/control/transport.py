@@ -7,6 +7,9 @@ log = logging.getLogger(__name__)
 
 NOTSENT_LOWAT = 128 * 1024
 """Bytes that may wait unsent in the kernel: what waits, should wait where it can be controlled (DSVPN's value)."""
+CONGESTION = {"auto": ("bbr", "cubic"), "bbr": ("bbr",), "cubic": ("cubic",), "system": ()}
+"""What is set, one after the other. auto: a connection begins with cubic and its worker may go over to BBR
+(dataplane/pathrate.py), which has to be in the kernel by then; only the main process may have it loaded."""
 SO_SNDBUFFORCE = 32
 SO_RCVBUFFORCE = 33
 TCP_NOTSENT_LOWAT = 25
@@ -30,11 +33,11 @@ def tune(sock, configuration, sndbuf, rcvbuf, timeout):
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, NOTSENT_LOWAT)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout * 1000)
-    if configuration.congestion != "system":
-        try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, configuration.congestion.encode("ascii"))
-        except OSError as error:
-            log.debug("congestion = %s: %s; the host's default stays", configuration.congestion, error.strerror)
+    try:
+        for name in CONGESTION[configuration.congestion]:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name.encode("ascii"))
+    except OSError as error:
+        log.debug("congestion = %s: %s; the host's default stays", configuration.congestion, error.strerror)
     set_buffers(sock, sndbuf, rcvbuf)
 
 

@@ -56,7 +56,8 @@ class Connection:
 
     number: the main process's name for it. index: its place in the session. sock: connected, non-blocking, a plain
     socket and not gevent's. session: routing.Session. sealer, opener: protocol.keys. settings: frame_size, offloads,
-    peer_offloads, keepalive, keepalive_timeout, rekey_bytes, rekey_interval, queue_target, queue_interval, sndbuf.
+    peer_offloads, keepalive, keepalive_timeout, rekey_bytes, rekey_interval, queue_target, queue_interval, sndbuf,
+    congestion.
     replaces: it is to take over from the one of its index that lives, without a packet lost or overtaken.
     worker: has queue, pool, scratch, plain, drops, established(connection), closing(connection), closed(connection,
     reason, clean, blame), bug(error). head: bytes that came behind the handshake.
@@ -97,7 +98,8 @@ class Connection:
         self._left = None  # a sealed frame and its size, of which the socket took `_left[2]` bytes
         self._full_since = None  # when the socket took no more; None while it does
         self._writable = None  # watcher
-        self._path = PathRate(sock, self._frame_size, owns_sndbuf=settings["sndbuf"] is None)
+        self._path = PathRate(sock, self._frame_size, owns_sndbuf=settings["sndbuf"] is None,
+                              owns_congestion=settings["congestion"] == "auto")
         self._close_by = None
         self._farewell = None  # the CLOSE that follows what is queued
         self._outbound_ended = False
@@ -199,6 +201,7 @@ class Connection:
     def _send_loop(self):
         hub = get_hub()
         pool, queue, control = self._worker.pool, self._queue, self._control
+        self._path.begin()
         while True:
             if self._left:
                 self._send_left()

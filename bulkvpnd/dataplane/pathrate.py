@@ -1,11 +1,13 @@
 """What the path of a connection carries, and how little is handed to it at a time because of that.
 
-    the socket is full --> its rate, measured until it is not --> budget of a frame, TCP_NOTSENT_LOWAT, SO_SNDBUF
+    the socket is full --> its rate, measured until it is not --> budget of a frame, TCP_NOTSENT_LOWAT, SO_SNDBUF,
+                                                                  congestion control
 
 What stands in the kernel or on the path cannot be overtaken any more: a ping behind it waits. On a slow path frames are
 short and the kernel's share is small, so that what waits, waits in the send queue, which is fair and keeps it short.
 """
 
+import contextlib
 import socket
 
 from bulkvpnd.dataplane import tcpinfo
@@ -29,6 +31,12 @@ STANDING_MIN = 24 * 1024
 LONG_PATH = 0.01
 """Seconds of round trip above which that is left to the congestion control: there a queue adds little to the way
 itself, and what was lost and is sent again needs the room (benchmarks, lossy_mbps)."""
+SHORT_PATH = 0.002
+"""Seconds of least round trip up to which a connection keeps cubic. BBR is for paths that are long and lose packets, or
+have deep queues; here its pacing, a timer for every few segments, would only cost CPU time (benchmarks, tcp4;
+choice)."""
+QUEUE_TIME = 0.01
+"""Seconds of round trip above which such a path has a queue, which cubic has filled and BBR would not (choice)."""
 RATE_PERIOD = 0.02
 """Seconds over which the rate of a full socket is measured (choice)."""
 
@@ -40,21 +48,28 @@ SO_BUF_LOCK = 72
 class PathRate:
     """Measures one connection's path and sets what depends on it.
 
-    sock: connected. frame_size: largest payload, bytes. owns_sndbuf: whether SO_SNDBUF is ours to set. budget: bytes
-    that a frame should have. sent: bytes that the socket took; the caller counts it up. now, in every method: seconds.
+    sock: connected. frame_size: largest payload, bytes. owns_sndbuf: whether SO_SNDBUF is ours to set. owns_congestion:
+    whether the congestion control is, cubic so far. budget: bytes that a frame should have. sent: bytes that the socket
+    took; the caller counts it up. now, in every method: seconds. Every method raises OSError if the socket is broken.
     """
 
-    def __init__(self, sock, frame_size, owns_sndbuf):
+    def __init__(self, sock, frame_size, owns_sndbuf, owns_congestion):
         self.budget = frame_size
         self.sent = 0
         self._socket = sock
         self._frame_size = frame_size
         self._owns_sndbuf = owns_sndbuf
+        self._owns_congestion = owns_congestion
         self._rate = None  # bytes a second that a full socket took
         self._since = None
         self._sent_before = 0
         self._unsent_limit = UNSENT_RANGE[1]
         self._standing_limit = None  # SO_SNDBUF, where it was set here
+
+    def begin(self):
+        """Before the first byte: what the handshakes say of the path."""
+        if self._owns_congestion:
+            self._choose_congestion(tcpinfo.read(self._socket))
 
     def idle(self):
         """The socket took all there was: the path may be faster than it seemed."""
@@ -67,7 +82,7 @@ class PathRate:
             self._since, self._sent_before = now, self.sent
 
     def writable(self, now):
-        """After full(): the socket takes more again. Raises OSError if it is broken."""
+        """After full(): the socket takes more again."""
         elapsed = now - self._since
         if elapsed < RATE_PERIOD:
             return
@@ -82,15 +97,26 @@ class PathRate:
         if _differs(limit, self._unsent_limit):
             self._unsent_limit = limit
             self._socket.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, limit)
+        path = tcpinfo.read(self._socket)
+        if self._owns_congestion:
+            self._choose_congestion(path)
         if self._owns_sndbuf:
-            self._limit_standing()
+            self._limit_standing(path.least_round_trip)
 
-    def _limit_standing(self):
+    def _choose_congestion(self, path):
+        """Goes over to BBR, once and for good: it would not be rid of its pacing afterwards."""
+        if path.least_round_trip <= SHORT_PATH and path.round_trip <= QUEUE_TIME:
+            return
+        self._owns_congestion = False
+        # It takes no privilege, and the main process had the kernel load it; if there is none, what there is stays.
+        with contextlib.suppress(OSError):
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"bbr")
+
+    def _limit_standing(self, round_trip):
         """Bounds what the kernel holds, on its way and unsent: what is more only stands in a queue of the path.
 
         BBR keeps some 15 packets of each connection beyond what the path holds, cubic fills every queue that there is.
         """
-        round_trip = tcpinfo.read(self._socket).least_round_trip
         if self.budget == self._frame_size or round_trip > LONG_PATH:
             if self._standing_limit is not None:
                 self._standing_limit = None

@@ -231,11 +231,12 @@ def _congestion(sock, wanted):
     if wanted == "system":
         return Outcome("TCP_CONGESTION", found, wanted, found)
     try:
-        # With CAP_NET_ADMIN the kernel loads the module for it.
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, wanted.encode("ascii"))
+        # With CAP_NET_ADMIN the kernel loads the module for it. auto begins with cubic, which every kernel has.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION,
+                        b"bbr" if wanted == "auto" else wanted.encode("ascii"))
     except OSError as error:
         return Outcome("TCP_CONGESTION", found, wanted, found, error.strerror)
-    return Outcome("TCP_CONGESTION", found, wanted, now())
+    return Outcome("TCP_CONGESTION", found, wanted, wanted if wanted == "auto" else now())
 
 
 def _buffer(sock, key, wanted, name, force):

@@ -1,11 +1,13 @@
-"""Buffers of the outer sockets, on real sockets: beyond the kernel's limit where that is allowed, else up to it."""
+"""Options of the outer sockets, on real sockets. Buffers: beyond the kernel's limit where that is allowed."""
 
 import pathlib
 import socket
+import types
 
 import pytest
 
 from bulkvpnd.control import transport
+from bulkvpnd.dataplane import tcpinfo
 
 CASES = {
     # socket option: (its forcing twin, the kernel's limit for everybody)
@@ -47,3 +49,26 @@ def test_auto_leaves_it_to_the_kernel(option):
         transport.set_buffers(touched, None, None)
         values = [sock.getsockopt(socket.SOL_SOCKET, option) for sock in (touched, untouched)]
     assert values[0] == values[1]
+
+
+@pytest.mark.parametrize(("wanted", "expected"), [("auto", "cubic"), ("bbr", "bbr"), ("cubic", "cubic")])
+def test_congestion_control(wanted, expected):
+    if expected not in pathlib.Path("/proc/sys/net/ipv4/tcp_available_congestion_control").read_text().split():
+        pytest.skip(f"this kernel has no {expected}, or has not loaded it: modprobe tcp_{expected}")
+    with socket.socket() as sock:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+        tune(sock, wanted)
+        assert tcpinfo.congestion_control(sock) == expected
+
+
+@pytest.mark.parametrize("wanted", ["system", "frobnicate"])
+def test_the_hosts_congestion_control_stays(monkeypatch, wanted):
+    monkeypatch.setitem(transport.CONGESTION, "frobnicate", ("frobnicate", "cubic"))
+    with socket.socket() as sock:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+        tune(sock, wanted)
+        assert tcpinfo.congestion_control(sock) == "reno"
+
+
+def tune(sock, congestion):
+    transport.tune(sock, types.SimpleNamespace(congestion=congestion), None, None, 30)

@@ -13,8 +13,8 @@ CIPHER = "aes-256-gcm"
 OURS, THEIRS = b"o" * 32, b"t" * 32
 SETTINGS = {
     "frame_size": FRAME_SIZE, "offloads": packet.OFFLOADS, "peer_offloads": packet.OFFLOADS, "keepalive": 1000,
-    "keepalive_timeout": 3000, "rekey_bytes": 1 << 36, "rekey_interval": 900, "sndbuf": None, "queue_target": 0.005,
-    "queue_interval": 0.1,
+    "keepalive_timeout": 3000, "rekey_bytes": 1 << 36, "rekey_interval": 900, "sndbuf": None, "congestion": "system",
+    "queue_target": 0.005, "queue_interval": 0.1,
 }  # fmt: skip
 
 

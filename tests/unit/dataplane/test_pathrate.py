@@ -1,14 +1,15 @@
 """dataplane.pathrate: what is set for which path. Time is an argument; the socket says what a kernel would."""
 
+import pathlib
 import socket
 import struct
 
 import pytest
 
-from bulkvpnd.dataplane import pathrate
+from bulkvpnd.dataplane import pathrate, tcpinfo
 from bulkvpnd.dataplane.pathrate import (
-    BUDGET_MIN, FAST_RATE, FRAME_TIME, LONG_PATH, RATE_PERIOD, SO_BUF_LOCK, STANDING_MIN, STANDING_TIME, STANDING_TRIPS,
-    TCP_NOTSENT_LOWAT, UNSENT_RANGE, PathRate,
+    BUDGET_MIN, FAST_RATE, FRAME_TIME, LONG_PATH, QUEUE_TIME, RATE_PERIOD, SHORT_PATH, SO_BUF_LOCK, STANDING_MIN,
+    STANDING_TIME, STANDING_TRIPS, TCP_NOTSENT_LOWAT, UNSENT_RANGE, PathRate,
 )  # fmt: skip
 
 FRAME = 256 * 1024
@@ -18,27 +19,36 @@ assert PERIOD / 2 < RATE_PERIOD < PERIOD
 
 
 class Sock:
-    """A socket of which only its options are there. round_trip: seconds."""
+    """A socket of which only its options are there. round_trip, queue: seconds. is_old, has_bbr: of its kernel."""
 
-    def __init__(self, round_trip=0.001, is_old=False):
+    def __init__(self, round_trip=0.001, queue=0, is_old=False, has_bbr=True):
         self.round_trip = round_trip
+        self.queue = queue
         self.options = {}
         self._is_old = is_old
+        self._has_bbr = has_bbr
 
     def getsockopt(self, level, name, size=0):
         if (level, name) == (socket.IPPROTO_TCP, socket.TCP_INFO):
-            return struct.pack("=148xI", int(self.round_trip * 1e6)).ljust(size, b"\0")
+            smoothed, least = (int(seconds * 1e6) for seconds in (self.round_trip + self.queue, self.round_trip))
+            return struct.pack("=68xI76xI", smoothed, least).ljust(size, b"\0")
         assert (level, name) == (socket.SOL_SOCKET, SO_BUF_LOCK)
         if self._is_old:
             raise OSError(92, "Protocol not available")
         return 0
 
     def setsockopt(self, level, name, value):
+        if name == socket.TCP_CONGESTION and not self._has_bbr:
+            raise OSError(2, "No such file or directory")
         self.options.setdefault((level, name), []).append(value)
 
     @property
     def unsent(self):
         return self.options.get((socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT), [])
+
+    @property
+    def congestion(self):
+        return self.options.get((socket.IPPROTO_TCP, socket.TCP_CONGESTION), [])
 
     @property
     def sndbuf(self):
@@ -52,10 +62,10 @@ class Sock:
 class Path:
     """A path of a rate, in bytes a second, and the socket before it, full all the time."""
 
-    def __init__(self, **arguments):
+    def __init__(self, owns_congestion=False, **arguments):
         self.sock = Sock(**arguments)
         self.now = 100.0
-        self.path = PathRate(self.sock, FRAME, owns_sndbuf=True)
+        self.path = PathRate(self.sock, FRAME, owns_sndbuf=True, owns_congestion=owns_congestion)
 
     def carry(self, rate, seconds=PERIOD):
         self.path.full(self.now)
@@ -117,7 +127,7 @@ def test_a_long_path_is_left_to_the_congestion_control():
 
 def test_a_buffer_that_the_administrator_set_is_left_alone():
     one = Path()
-    one.path = PathRate(one.sock, FRAME, owns_sndbuf=False)
+    one.path = PathRate(one.sock, FRAME, owns_sndbuf=False, owns_congestion=False)
     one.carry(1e6)
     assert one.sock.sndbuf == one.sock.freed == [] and one.sock.unsent
 
@@ -166,9 +176,64 @@ def test_time_between_two_full_sockets_does_not_count():
     assert one.carry(10e6) == int(10e6 * FRAME_TIME)
 
 
+def test_a_short_path_keeps_the_congestion_control_that_it_began_with():
+    one = Path(owns_congestion=True, round_trip=SHORT_PATH, queue=QUEUE_TIME - 2 * SHORT_PATH)
+    one.path.begin()
+    one.carry(FAST_RATE)
+    assert one.sock.congestion == []
+
+
+def test_a_long_path_gets_bbr_before_anything_is_sent():
+    one = Path(owns_congestion=True, round_trip=2 * SHORT_PATH)
+    one.path.begin()
+    assert one.sock.congestion == [b"bbr"]
+    one.carry(FAST_RATE)
+    assert one.sock.congestion == [b"bbr"], "once and for good"
+
+
+@pytest.mark.parametrize("rate", [1e6, FAST_RATE])
+def test_a_short_path_with_a_queue_gets_bbr(rate):
+    one = Path(owns_congestion=True, round_trip=SHORT_PATH)
+    one.path.begin()
+    one.carry(rate)
+    assert one.sock.congestion == []
+    one.sock.queue = QUEUE_TIME
+    one.carry(rate)
+    assert one.sock.congestion == [b"bbr"]
+    one.sock.queue = 0
+    one.carry(rate)
+    assert one.sock.congestion == [b"bbr"]
+
+
+def test_a_congestion_control_that_the_administrator_chose_is_left_alone():
+    one = Path(round_trip=2 * SHORT_PATH, queue=2 * QUEUE_TIME)
+    one.path.begin()
+    one.carry(FAST_RATE)
+    assert one.sock.congestion == []
+
+
+def test_a_kernel_without_bbr():
+    one = Path(owns_congestion=True, round_trip=2 * SHORT_PATH, has_bbr=False)
+    one.path.begin()
+    assert one.carry(FAST_RATE) == FRAME
+
+
+def test_bbr_is_really_taken(monkeypatch):
+    if "bbr" not in pathlib.Path("/proc/sys/net/ipv4/tcp_available_congestion_control").read_text().split():
+        pytest.skip("this kernel has no BBR, or has not loaded it: modprobe tcp_bbr")
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as sock:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+        PathRate(sock, FRAME, owns_sndbuf=True, owns_congestion=True).begin()
+        assert tcpinfo.congestion_control(sock) == "reno"
+        # Now loopback is long.
+        monkeypatch.setattr(pathrate, "SHORT_PATH", 0)
+        PathRate(sock, FRAME, owns_sndbuf=True, owns_congestion=True).begin()
+        assert tcpinfo.congestion_control(sock) == "bbr"
+
+
 def test_the_real_options_are_taken():
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as sock:
-        path = PathRate(sock, FRAME, owns_sndbuf=True)
+        path = PathRate(sock, FRAME, owns_sndbuf=True, owns_congestion=False)
         path.full(1.0)
         path.sent = 20_000
         path.writable(1.02)
