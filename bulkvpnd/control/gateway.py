@@ -62,7 +62,8 @@ def let_forward(configuration, changes, interfaces):
 
 
 def _write_rules(configuration, table, device, interfaces):
-    rules = gateway.rules(device, interfaces, configuration.nat, configuration.client_to_client)
+    ports = sorted({port for _, port in configuration.listen})
+    rules = gateway.rules(device, interfaces, configuration.nat, configuration.client_to_client, ports)
     try:
         table.apply(PART, rules)
     except firewall.FirewallError as error:

@@ -66,7 +66,17 @@ def source_type(kind, negated=False):
     return _match({"fib": {"flags": ["saddr"], "result": "type"}}, kind, negated)
 
 
-def _match(left, right, negated):
+def source_port(number):
+    """Matches TCP with this source port, over both IP versions."""
+    return _match({"payload": {"protocol": "tcp", "field": "sport"}}, number)
+
+
+def conntrack(key, flag):
+    """Matches a flag of what the kernel tracks a packet's connection by, nft(8). key: state or status."""
+    return {"match": {"op": "in", "left": {"ct": {"key": key}}, "right": flag}}
+
+
+def _match(left, right, negated=False):
     return {"match": {"op": "!=" if negated else "==", "left": left, "right": right}}
 
 

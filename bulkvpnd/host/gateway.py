@@ -2,20 +2,22 @@
 
     clients ── bulk0 ─┬─ prerouting   what comes another way is not for the tunnel's own addresses
                       ├─ forward      nothing goes back into the tunnel, unless clients may reach each other
-                      └─ postrouting  masquerade, if wanted ── eth0
+                      └─ postrouting  masquerade, if wanted, but never with a port that is listened on ── eth0
 
 The rules are a part of the instance's table and go with it, sysctls are the ledger's.
 """
 
 import socket
 
-from bulkvpnd.host.firewall import DROP, address, chain, meta, source_type
+from bulkvpnd.host.firewall import DROP, address, chain, conntrack, meta, source_port, source_type
 from bulkvpnd.host.nexthop import Netlink
 
 RAW, FILTER, SRCNAT = -300, 0, 100
 """Priorities of nft(8), "Standard priority names"."""
 RTPROT_RA = 9
 """linux/rtnetlink.h: the route comes from a router advertisement."""
+HIGH, LOW = (32768, 65535), (1024, 32767)
+"""Two ranges of ports, first and last; neither has a port that needs a privilege (choice)."""
 FORWARDING = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
 
 
@@ -32,22 +34,40 @@ def own_addresses(device, interfaces):
     ))
 
 
-def rules(device, interfaces, nat, client_to_client):
+def rules(device, interfaces, nat, client_to_client, ports):
     """The objects of the firewall's part "gateway".
 
     device: name of the TUN device. interfaces: the server's own in the tunnel, with the length of the pool. nat:
     whether the pools are masqueraded. client_to_client: whether the kernel may send back into the tunnel what came
-    from it.
+    from it. ports: the TCP ports that the server listens on.
     """
     objects = own_addresses(device, interfaces)
     if not client_to_client:
         objects += chain("hairpin", "forward", FILTER, [meta("iifname", device), meta("oifname", device), *DROP])
     if nat:
-        objects += chain("nat", "postrouting", SRCNAT, *(
-            [address("saddr", interface.network), meta("oifname", device, negated=True), {"masquerade": None}]
-            for interface in interfaces
-        ), kind="nat")
+        objects += masquerade(device, interfaces, ports)
     return objects
+
+
+def masquerade(device, interfaces, ports):
+    """The objects by which clients go out with an address of this machine, but not with a port that it listens on.
+
+    Arguments as of rules(). A connection that left this machine with the listener's own address and port would shadow
+    it: whoever it leads to could then not connect from the port that it leads to, since the kernel takes that for an
+    answer and sends it into the tunnel (CVE-2021-3773). So the kernel is told to choose another port for a client that
+    has such a one. Where it ends up with one all the same, by chance among those that are taken or by somebody else's
+    rule, the connection is dropped, in each table for the listener that it belongs to.
+    """
+    outside = meta("oifname", device, negated=True)
+    nat = []
+    for interface in interfaces:
+        network = address("saddr", interface.network)
+        for port in ports:
+            first, last = LOW if port >= HIGH[0] else HIGH
+            nat.append([source_port(port), network, outside, {"masquerade": {"port": {"range": [first, last]}}}])
+        nat.append([network, outside, {"masquerade": None}])
+    shadows = [[conntrack("state", "new"), conntrack("status", "snat"), source_port(port), *DROP] for port in ports]
+    return chain("nat", "postrouting", SRCNAT, *nat, kind="nat") + chain("shadow", "postrouting", SRCNAT + 1, *shadows)
 
 
 def forward(ledger, versions):

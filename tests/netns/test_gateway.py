@@ -10,6 +10,7 @@ The web host knows no way to the tunnel's addresses, as on the Internet.
 import contextlib
 import json
 import re
+import select
 import socket
 
 import pytest
@@ -78,6 +79,30 @@ def serve(web, address):
     return listening
 
 
+@contextlib.contextmanager
+def connecting(host, source_port, address, port):
+    """A TCP socket of `host` that tries to connect, from a port of its own choice."""
+    with inside(host):
+        sock = socket.socket()
+    with sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("", source_port))
+        sock.settimeout(10)
+        sock.setblocking(False)
+        sock.connect_ex((address, port))
+        yield sock
+
+
+def is_connected(sock):
+    return bool(select.select([], [sock], [], 0)[1]) and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+
+
+def sources(host):
+    """The TCP ports that have tried to connect to `host` from the server's address, as its rule has counted."""
+    found = json.loads(host.run(["nft", "-j", "list", "set", "ip", "quiet", "seen"]).stdout)["nftables"]
+    return next(one["set"].get("elem", []) for one in found if "set" in one)
+
+
 def fetch(host, listening, address):
     """One TCP connection from `host`, and whom the server saw."""
     with inside(host):
@@ -132,6 +157,57 @@ def test_nat(site):
     assert server.stop() == 0
     assert not answers(network.client, WEB[4])
     assert snapshot.differences(before, snapshot.take(network.server)) == []
+
+
+def test_no_client_shadows_the_listener(site):
+    """CVE-2021-3773: a client connects with the listener's port as its own to a port of another host. When that host
+    then connects to the listener from that port, the kernel takes it for the answer.
+
+    First as it is without our rules: with the administrator's NAT. Then with ours, beside it and alone.
+    """
+    network, _, victim = site
+    # As behind most routers, it does not answer what it did not ask for.
+    victim.run(["nft", "add table ip quiet; add set ip quiet seen { type inet_service; flags dynamic; }; "
+                       "add chain ip quiet in { type filter hook input priority 0; }; "
+                       "add rule ip quiet in ip saddr 198.51.100.1 tcp flags & (syn | ack) == syn "
+                       "add @seen { tcp sport } drop"])
+    network.server.run(["nft", "add table ip own; add chain ip own post { type nat hook postrouting priority 99; }; "
+                               "add rule ip own post oifname veth2 masquerade"])
+    network.server.run(["sysctl", "-qw", "net.ipv4.ip_forward=1"])
+
+    def tunnel(*flags):
+        daemons = started(network, None, *flags)
+        route(network.client, "198.51.100.0/30")
+        eventually(network.client, "198.51.100.2")
+        return daemons
+
+    def dropped():
+        rules = network.server.run(["nft", "list", "table", "inet", TABLE]).stdout
+        return bool(re.search(r"tcp sport 7443 counter packets [1-9]\d* .* drop", rules))
+
+    def shadowed(victims_port):
+        """Whether the victim gets through to the attacker; else it is the listener that answers it."""
+        victim.run(["nft", "flush", "set", "ip", "quiet", "seen"])
+        with connecting(network.client, 7443, "198.51.100.2", victims_port) as attacker:
+            wait_until(lambda: dropped() or sources(victim), 10, "the attacker's packet came as far as it gets")
+            with connecting(victim, victims_port, "198.51.100.1", 7443) as sock:
+                wait_until(lambda: is_connected(sock), 10, "somebody answers the victim")
+                return is_connected(attacker)
+
+    server, client = tunnel()
+    assert shadowed(5001) and sources(victim) == [7443]
+    assert client.stop() == 0 and server.stop() == 0
+
+    server, client = tunnel("--nat=yes")
+    assert not dropped()
+    assert not shadowed(5002) and dropped() and not sources(victim)
+    assert client.stop() == 0 and server.stop() == 0
+
+    network.server.run(["nft", "delete", "table", "ip", "own"])
+    tunnel("--nat=yes")
+    assert not shadowed(5003) and not dropped()
+    (port,) = sources(victim)
+    assert 32768 <= port <= 65535
 
 
 @pytest.mark.parametrize("is_allowed", [False, True])

@@ -16,6 +16,7 @@ INTERFACES = [ipaddress.ip_interface("10.86.0.1/24")]
 NETWORK = ipaddress.ip_network("192.168.7.0/24")
 SITE = types.SimpleNamespace(name="site", networks=(NETWORK,))
 DEFAULTS = {"nat": False, "client_to_client": False, "routes": (), "clients": (), "multipath": (),
+            "listen": (("::", 7443), ("192.0.2.1", 443), ("192.0.2.1", 7443)),
             "path": "server.conf"}
 
 
@@ -25,7 +26,7 @@ class Machine:
     def __init__(self):
         self.ledger = self.firewall = self
         self.table = "bulkvpnd_server"
-        self.rules = self.failure = None
+        self.rules = self.guarded = self.failure = None
         self.routes = []
         self.wanted = []
         self.refuses = None
@@ -35,6 +36,8 @@ class Machine:
         if self.failure:
             raise self.failure
         self.rules = [one["chain"]["name"] for one in objects if "chain" in one]
+        shadows = [one["rule"]["expr"] for one in objects if "rule" in one and one["rule"]["chain"] == "shadow"]
+        self.guarded = [expression[2]["match"]["right"] for expression in shadows]
 
     def make(self, change, networks):
         self.routes += networks
@@ -63,6 +66,13 @@ def test_a_server_that_is_no_gateway_forwards_nothing(machine, caplog):
     apply(machine)
     assert (machine.rules, machine.routes, machine.wanted) == (["own_addresses", "hairpin"], [], [])
     assert warnings(caplog) == []
+
+
+def test_each_port_that_is_listened_on_is_guarded_once_where_there_is_nat(machine):
+    apply(machine)
+    assert machine.guarded == []
+    apply(machine, nat=True)
+    assert machine.guarded == [443, 7443]
 
 
 @pytest.mark.parametrize("option", [{"nat": True}, {"client_to_client": True}, {"routes": (NETWORK,)},

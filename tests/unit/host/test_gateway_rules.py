@@ -15,21 +15,32 @@ INTERFACES = [ipaddress.ip_interface("10.86.0.1/24"), ipaddress.ip_interface("fd
     ("nat", "client_to_client", "expected"),
     [
         (False, False, ["own_addresses", "hairpin"]),
-        (True, False, ["own_addresses", "hairpin", "nat"]),
+        (True, False, ["own_addresses", "hairpin", "nat", "shadow"]),
         (False, True, ["own_addresses"]),
-        (True, True, ["own_addresses", "nat"]),
+        (True, True, ["own_addresses", "nat", "shadow"]),
     ],
 )
 def test_chains(nat, client_to_client, expected):
     nft = Nft()
-    Firewall("server", nft).apply("gateway", gateway.rules("bulk0", INTERFACES, nat, client_to_client))
+    Firewall("server", nft).apply("gateway", gateway.rules("bulk0", INTERFACES, nat, client_to_client, [7443]))
     assert nft.chains("bulkvpnd_server") == expected
 
 
 def test_one_rule_for_each_version_that_there_is():
     for count in (1, 2):
-        rules = gateway.rules("bulk0", INTERFACES[:count], True, True)
-        assert [one["rule"]["chain"] for one in rules if "rule" in one] == ["own_addresses"] * count + ["nat"] * count
+        rules = gateway.rules("bulk0", INTERFACES[:count], True, True, [7443, 8443])
+        # For each port that is listened on one more, and one for all others.
+        expected = ["own_addresses"] * count + ["nat"] * 3 * count + ["shadow"] * 2
+        assert [one["rule"]["chain"] for one in rules if "rule" in one] == expected
+
+
+@pytest.mark.parametrize("port", [1, 443, 7443, 32767, 32768, 40000, 65535])
+def test_no_client_gets_the_port_that_is_listened_on(port):
+    special, general = [one["rule"]["expr"] for one in gateway.masquerade("bulk0", INTERFACES[:1], [port])
+                        if "rule" in one and one["rule"]["chain"] == "nat"]
+    first, last = special[-1]["masquerade"]["port"]["range"]
+    assert 1024 <= first < last <= 65535 and not first <= port <= last
+    assert general[-1] == {"masquerade": None}
 
 
 class Ledger:
