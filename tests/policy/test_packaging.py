@@ -172,6 +172,14 @@ def test_every_dependency_is_in_debian_and_tested_at_build_time(setup):
         assert re.search(rf"^ {DEBIAN_PACKAGES[name]} <!nocheck>,$", source, re.MULTILINE)
 
 
+@pytest.mark.parametrize("script", ["tests/run", "benchmarks/run"])
+def test_scripts_install_what_the_daemon_needs(script):
+    """They run the daemon from the checkout, on a machine that may never have had the package."""
+    installed = set((ROOT / script).read_text().replace('"', " ").split())
+    missing = {"python3-nftables", *DEBIAN_PACKAGES.values()} - installed
+    assert not missing
+
+
 def test_dependencies_of_the_package_come_from_setup_cfg():
     binary = (DEBIAN / "control").read_text().partition("\nPackage:")[2]
     depends = re.search(r"^Depends:\n((?: .*\n)+)", binary, re.MULTILINE)[1]
