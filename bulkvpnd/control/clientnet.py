@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 SERVERS_MAX = 64
 """Addresses of the server that routes are led around (choice)."""
 SRC_VALID_MARK = "net.ipv4.conf.all.src_valid_mark"
+NAMING_WAIT = 2.0
+"""Seconds that a start waits for the name servers (choice: polkit, which is started by the first question, takes 0.1)."""
 
 
 class ClientNetwork:
@@ -45,13 +47,14 @@ class ClientNetwork:
         self._led = None  # networks that routes lead into the tunnel
         self._named = None  # what the name servers were set from
         self._naming = gevent.Greenlet()
+        self._waiting = gevent.Greenlet()
 
     def start(self):
         """Before the first connection. Raises FirewallError."""
         for change in (self._routes, self._redirect, self._dns):
             self._changes.make(change, wanted=False)
             self._changes.callback(change.undo)
-        self._changes.callback(lambda: self._naming.kill())
+        self._changes.callback(lambda: gevent.killall([self._waiting, self._naming]))
         if self._configuration.kill_switch:
             self._close()
         if self.mark:
@@ -77,13 +80,20 @@ class ClientNetwork:
             log.warning("where rp_filter is 1, answers of the server will be dropped: %s", outcome)
 
     def came_up(self, then):
-        """The tunnel carries traffic. Calls then() when the name servers are set too.
+        """The tunnel carries traffic. Calls then() when the name servers are set too, or after NAMING_WAIT without.
 
         From now on a failure leaves the kill switch closed until the next start.
         """
         if self._configuration.kill_switch:
             self._changes.firewall.hold(killswitch.PART)
-        self._naming.link(lambda _: then())
+        self._waiting = gevent.spawn(self._await_names, then)
+
+    def _await_names(self, then):
+        naming = self._naming
+        naming.join(NAMING_WAIT)
+        if not naming.ready():
+            log.warning("name servers: no answer within %.0f s from what manages them here; going on without", NAMING_WAIT)
+        then()
 
     def reconfigure(self, configuration):
         """Other routes and name servers are wanted; they are set at once where there is a session."""
@@ -155,7 +165,8 @@ class ClientNetwork:
             return
         self.resolver.tunnel_servers = frozenset(servers)
         reason = self._dns.apply(servers, domains, everything=bool(self.mark))
-        self._named = servers, domains
+        # What failed is tried again by the next session or reload.
+        self._named = None if reason else (servers, domains)
         if reason:
             log.warning("name servers %s, domains %s: not set: %s", _listed(servers), _listed(domains), reason)
         elif servers or domains:

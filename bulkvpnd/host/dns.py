@@ -5,6 +5,7 @@ service's user polkit decides, by the rule that the package ships. Else resolvco
 instance's name and only lets root write. Both are started with an argument vector; no shell sees what a server sent.
 """
 
+import os
 import pathlib
 import shutil
 import subprocess
@@ -13,8 +14,9 @@ RESOLVED = pathlib.Path("/run/systemd/resolve/stub-resolv.conf")
 """Written by systemd-resolved while it runs (systemd-resolved.service(8))."""
 RECORDS = pathlib.Path("/run/resolvconf")
 """Below it both kinds of resolvconf keep a file for each interface."""
-TIMEOUT = 10
-"""Seconds that one of the programs may take (choice)."""
+TIMEOUT, UNDO_TIMEOUT = 10, 2
+"""Seconds that one of the programs may take to do it and to take it back (choice: the latter is less than a stop has)."""
+NO_ANSWER = "no answer"
 EVERYTHING = "~."
 """resolvectl(1): a routing domain that all names belong to."""
 
@@ -52,12 +54,10 @@ class Dns:
         self._undo = ["resolvectl", "revert", self._device]
         for command, values in (("dns", servers), ("domain", names), ("default-route", [alone])):
             # Without a value it would show what is set. Nothing is, after undo().
-            error = values and _run(["resolvectl", command, self._device, *map(str, values)])
+            error = values and _run(["resolvectl", command, self._device, *map(str, values)], TIMEOUT)
             if error:
                 self.undo()
-                return f"systemd-resolved: {error}" + (
-                    "; is polkitd installed?" if "denied" in error or "authentication" in error else ""
-                )
+                return f"systemd-resolved: {error}{_mend(error)}"
         return None
 
     def _by_resolvconf(self, servers, domains):
@@ -66,7 +66,7 @@ class Dns:
             lines.append("search " + " ".join(domains))
         self._undo = self._forget
         # -m 0 -x, of openresolv: before all others, and alone. Debian's resolvconf does not look at them.
-        error = _run(["resolvconf", "-a", self._record, "-m", "0", "-x"], "\n".join(lines) + "\n")
+        error = _run(["resolvconf", "-a", self._record, "-m", "0", "-x"], TIMEOUT, "\n".join(lines) + "\n")
         if error:
             self.undo()
             return f"resolvconf: {error}; it needs root"
@@ -79,18 +79,29 @@ class Dns:
             command = self._forget
         if command:
             # What it says is no news: with the device gone there is nothing left to take back.
-            _run(command)
+            _run(command, UNDO_TIMEOUT)
 
 
-def _run(command, text=""):
+def _mend(error):
+    """What helps when systemd-resolved does not do it, as the end of a sentence."""
+    if "denied" in error or "authentication" in error:
+        return "; is polkitd installed?"
+    # Where it was installed after dbus-daemon had read its configuration, it has no name on the bus until then.
+    return "; run: systemctl restart systemd-resolved" if error.startswith(NO_ANSWER) else ""
+
+
+def _run(command, timeout, text=""):
     """Returns None, or the first line of what it complained about."""
+    # Not the whole environment: in English it can be told what was said, and resolvectl would tell $NOTIFY_SOCKET of its
+    # failure, which systemd takes from the main process only.
     try:
-        done = subprocess.run(command, input=text, capture_output=True, text=True, errors="replace", timeout=TIMEOUT)
+        done = subprocess.run(command, input=text, capture_output=True, text=True, errors="replace", timeout=timeout,
+                              env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"})
     except subprocess.TimeoutExpired:
-        return f"no answer within {TIMEOUT} s"
+        return f"{NO_ANSWER} within {timeout} s"
     except OSError as error:
         return error.strerror
     if done.returncode == 0:
         return None
-    said = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[0]
+    said = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[0].rstrip(".")
     return said.encode("unicode_escape").decode("ascii")[:200]

@@ -6,6 +6,7 @@ import logging
 import types
 
 import gevent
+import gevent.event
 import pytest
 from doubles import Authority, configuration, until
 
@@ -23,10 +24,13 @@ class Part:
 
     def __init__(self, name, told, answer):
         self._name, self._told, self._answer = name, told, answer
+        self.answers = None  # or an Event that apply() waits for
 
     def apply(self, *arguments, **options):
         arguments = [list(map(str, one)) if isinstance(one, (list, tuple)) else one for one in arguments]
         self._told.append((self._name, *arguments, *options.values()))
+        if self.answers:
+            self.answers.wait()
         return self._answer
 
     def undo(self):
@@ -90,7 +94,7 @@ def make(tmp_path, monkeypatch):
         kept.append(changes)
         changes.__enter__()
         client = ClientNetwork(settings, "bulk0", changes)
-        client.told, client.changes = told, changes
+        client.told, client.changes, client.dns = told, changes, client._dns
         client.start()
         told[:] = [one for one in told if not one[0].startswith("undo")]
         return client
@@ -233,13 +237,44 @@ def test_name_servers(make, options, servers, domains):
     assert set(map(str, client.resolver.tunnel_servers)) == set(servers), "they are behind the tunnel"
 
 
-def test_name_servers_are_set_when_they_change(make, caplog):
-    client = make(dns_error="no resolver")
+def test_name_servers_are_set_when_they_change(make):
+    client = make()
     for servers, calls in ((["10.86.0.1"], 1), (["10.86.0.1"], 1), (["10.86.0.7"], 2)):
         client.take(welcome(dns=servers))
         named(client)
         assert len([one for one in client.told if one[0] == "dns"]) == calls
-    assert "name servers 10.86.0.7, domains none: not set: no resolver" in caplog.text
+
+
+def test_name_servers_that_could_not_be_set_are_tried_again_by_the_next_session(make, caplog):
+    client = make(dns_error="no resolver")
+    for calls in (1, 2):
+        client.take(welcome(dns=["10.86.0.1"]))
+        named(client)
+        assert len([one for one in client.told if one[0] == "dns"]) == calls
+    assert "name servers 10.86.0.1, domains none: not set: no resolver" in caplog.text
+
+
+def test_a_resolver_that_does_not_answer_does_not_keep_the_start_waiting(make, caplog, monkeypatch):
+    caplog.set_level(logging.INFO)
+    client = make()
+    monkeypatch.setattr(clientnet, "NAMING_WAIT", 0.1)
+    client.dns.answers = gevent.event.Event()
+    client.take(welcome(dns=["10.86.0.1"]))
+    named(client)
+    assert "no answer within" in caplog.text and "name servers 10.86.0.1" not in caplog.text
+    client.dns.answers.set()
+    until(lambda: "name servers 10.86.0.1, domains none" in caplog.text)
+
+
+def test_the_end_comes_before_the_name_servers(make, monkeypatch):
+    client = make()
+    client.dns.answers = gevent.event.Event()
+    client.take(welcome(dns=["10.86.0.1"]))
+    ready = []
+    client.came_up(lambda: ready.append(True))
+    gevent.sleep(0)
+    client.changes.close()
+    assert not ready, "what stops does not become ready"
 
 
 def test_the_end_undoes_in_the_reverse_order(make):
