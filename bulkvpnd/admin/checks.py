@@ -458,7 +458,11 @@ def _dns(subject):
             found.append(Verdict(NOTE, "nothing here takes name servers of the tunnel",
                                  "apt install systemd-resolved polkitd"))
         if subject.device and manager == "systemd-resolved":
-            servers += subject.machine.name_servers(subject.device)
+            given = subject.machine.name_servers(subject.device)
+            if given is None:
+                found.append(Verdict(PROBLEM, "systemd-resolved does not answer",
+                                     f"systemctl restart systemd-resolved; systemctl reload {subject.unit}"))
+            servers += given or []
     if subject.report is None:
         return [*found, Verdict(NOT_CHECKED, "the instance does not run")]
     for server in dict.fromkeys(servers):

@@ -217,11 +217,13 @@ class Machine:
         return "resolvconf" if shutil.which("resolvconf") else None
 
     def name_servers(self, name):
-        """Addresses that systemd-resolved has for the device `name`; none where it does not run."""
+        """Addresses that systemd-resolved has for the device `name`; None where it does not answer."""
         try:
             done = subprocess.run(["resolvectl", "dns", name], stdin=subprocess.DEVNULL, capture_output=True, text=True,
                                   errors="replace", timeout=3)
-        except (OSError, subprocess.TimeoutExpired):
+        except subprocess.TimeoutExpired:
+            return None
+        except OSError:
             return []
         found = []
         for word in done.stdout.partition(":")[2].split() if done.returncode == 0 else ():

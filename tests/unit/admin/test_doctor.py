@@ -129,6 +129,7 @@ CASES = [
     ("WAN MTU", NOT_CHECKED, "no route", {"towards": OSError(1, "no route")}, {}),
     ("forwarding", NOT_CHECKED, "net.ipv4.ip_forward: no such", {"sysctl": OSError(2, "no such")}, GATEWAY),
     ("DNS", NOT_CHECKED, "no name server", {"name_servers": []}, {}),
+    ("DNS", PROBLEM, "systemd-resolved does not answer", {"name_servers": None}, {}),
     ("NAT", NOTE, "set nat = yes", {}, {"mode": "server", "dns": ("10.86.0.1",)}),
     ("path MTU", PROBLEM, "wan-mtu = 1400", {"ping": lambda address, size: size < 1500}, {}),
     ("path MTU", PROBLEM, "wan-mtu = 1500", {"ping": lambda address, size: size < 1500, "mtu": 9000}, {}),
