@@ -109,6 +109,8 @@ def _instance(report, width):
                f"up {span(session.get('age', 0))}  out {rate(session.get('rate_out', 0))}, "
                f"{size(session.get('bytes_out', 0))}  in {rate(session.get('rate_in', 0))}, "
                f"{size(session.get('bytes_in', 0))}")
+        if session.get("networks"):
+            yield f"    behind it  {' '.join(session['networks'])}"
         yield connections(session["connections"], width)
 
 

@@ -49,6 +49,11 @@ def test_a_client_without_a_session():
         assert part in text
 
 
+def test_networks_behind_a_client():
+    assert "behind it" not in shown(changed(session__networks=[]))
+    assert "    behind it  192.168.7.0/24 fd07::/64\n" in shown(changed(session__networks=["192.168.7.0/24", "fd07::/64"]))
+
+
 def test_nothing_in_a_report_is_markup():
     strange = [{**REPORT["sessions"][0], "identity": "[green]z[/green]"}]
     text = shown(changed(instance="[red]x[/red]", device="[bold]", version="[b]", sessions=strange))
