@@ -129,13 +129,14 @@ def _workers(report):
 
 @dataclasses.dataclass(frozen=True)
 class _Column:
-    """heading. show: connection -> text. importance: a narrow terminal loses the least important first. width: that it
-    needs at most in practice."""
+    """heading. show: what a row is about -> text. importance: a narrow terminal loses the least important first. width:
+    that it needs at most in practice. is_text: words to the left, which may be wrapped; else numbers to the right."""
 
     heading: str
     show: Callable
     importance: int
     width: int
+    is_text: bool = False
 
 
 def _both(name, show):
@@ -149,7 +150,7 @@ def _waiting(one):
 _COLUMNS = (
     _Column("", lambda one: str(one["index"]), 9, 2),
     _Column("worker", lambda one: str(one["worker"]), 4, 6),
-    _Column("peer", lambda one: one["peer"], 8, 24),
+    _Column("peer", lambda one: one["peer"], 8, 24, is_text=True),
     _Column("age", lambda one: span(one.get("age", 0)), 5, 8),
     _Column("rtt", lambda one: milliseconds(one.get("rtt_ms")), 8, 9),
     _Column("rate out / in", _both("rate", rate), 8, 27),
@@ -164,50 +165,97 @@ _COLUMNS = (
 
 def connections(found, width):
     """A table of connections with as many columns as fit."""
-    shown = set(_COLUMNS)
-    for column in sorted(_COLUMNS, key=lambda one: one.importance):
-        if sum(one.width + 2 for one in shown) <= width:
-            break
-        shown.discard(column)
-    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
-    columns = [column for column in _COLUMNS if column in shown]
-    for column in columns:
-        table.add_column(column.heading, justify="left" if column.heading == "peer" else "right", no_wrap=True)
+    table, columns = _table(_COLUMNS, width)
     for connection in found:
         table.add_row(*(rich.markup.escape(column.show(connection)) for column in columns))
     return table
 
 
+def _table(columns, width):
+    """A table with as many columns as fit, and those."""
+    shown = set(columns)
+    for column in sorted(columns, key=lambda one: one.importance):
+        if sum(one.width + 2 for one in shown) <= width:
+            break
+        shown.discard(column)
+    shown = [column for column in columns if column in shown]
+    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
+    for column in shown:
+        table.add_column(column.heading, justify="left" if column.is_text else "right", no_wrap=not column.is_text,
+                         overflow="fold")
+    return table, shown
+
+
 # All sessions, live
 
 SPARK_WIDTH = 20
+SPARK_WIDE = 180
+"""Columns of a terminal from which a sparkline has its whole width, and half of it otherwise (choice)."""
 
 
-def sessions(reports, history):
-    """The sessions of all reports, the busiest first. history: {(instance, session, "in" or "out"): [rate]}."""
-    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("instance", "session", "addresses", "out", "", "in", "", "rtt", "sent again", "waiting", "up"):
-        table.add_column(heading, justify="left" if heading in ("instance", "session", "addresses") else "right",
-                         no_wrap=True)
-    rows = [(report, session) for report in reports for session in report["sessions"]]
-    for report, session in sorted(rows, key=lambda row: -row[1].get("rate_in", 0) - row[1].get("rate_out", 0)):
-        found = session["connections"]
-        key = report["instance"], session["identity"]
-        measured = [one["rtt_ms"] for one in found if one.get("rtt_ms") is not None]
-        sent_again = sum(one.get("bytes_retransmitted", 0) for one in found)
-        table.add_row(
-            rich.markup.escape(report["instance"]),
-            rich.markup.escape(session["identity"]),
-            " ".join(session["addresses"]),
-            f"[cyan]{sparkline(history.get((*key, 'out'), ()), SPARK_WIDTH)}[/cyan]",
-            rate(session.get("rate_out", 0)),
-            f"[green]{sparkline(history.get((*key, 'in'), ()), SPARK_WIDTH)}[/green]",
-            rate(session.get("rate_in", 0)),
-            milliseconds(min(measured, default=None)),
-            part(sent_again, sum(one.get("bytes_out", 0) for one in found)),
-            milliseconds(max((one.get("queue_delay_ms", 0) for one in found), default=0)),
-            f"{len(found)} of {session.get('agreed_connections', len(found))}",
-        )
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    """A session of an instance, and its last rates: ways "in" and "out"."""
+
+    instance: str
+    session: dict
+    rates: dict
+
+    @property
+    def connections(self):
+        return self.session["connections"]
+
+
+def _least_rtt(row):
+    return milliseconds(min((one["rtt_ms"] for one in row.connections if one.get("rtt_ms") is not None), default=None))
+
+
+def _sent_again(row):
+    return part(sum(one.get("bytes_retransmitted", 0) for one in row.connections),
+                sum(one.get("bytes_out", 0) for one in row.connections))
+
+
+def _longest_waiting(row):
+    return milliseconds(max((one.get("queue_delay_ms", 0) for one in row.connections), default=0))
+
+
+def _up(row):
+    return f"{len(row.connections)} of {row.session.get('agreed_connections', len(row.connections))}"
+
+
+def _sparkline(way, colour, width):
+    return lambda row: f"[{colour}]{sparkline(row.rates[way], width)}[/{colour}]"
+
+
+def _session_columns(spark):
+    """spark: width of a sparkline."""
+    return (
+        _Column("instance", lambda row: rich.markup.escape(row.instance), 4, 8, is_text=True),
+        _Column("session", lambda row: rich.markup.escape(row.session["identity"]), 9, 12, is_text=True),
+        _Column("addresses", lambda row: " ".join(row.session["addresses"]), 1, 36, is_text=True),
+        _Column("out", _sparkline("out", "cyan", spark), 7, spark),
+        _Column("", lambda row: rate(row.session.get("rate_out", 0)), 8, 12),
+        _Column("in", _sparkline("in", "green", spark), 7, spark),
+        _Column("", lambda row: rate(row.session.get("rate_in", 0)), 8, 12),
+        _Column("rtt", _least_rtt, 6, 8),
+        _Column("sent again", _sent_again, 5, 10),
+        _Column("waiting", _longest_waiting, 3, 8),
+        _Column("up", _up, 2, 8),
+    )
+
+
+def sessions(reports, history, width):
+    """The sessions of all reports, the busiest first, with as many columns as fit.
+
+    history: {(instance, session, "in" or "out"): [rate]}.
+    """
+    spark = SPARK_WIDTH if width >= SPARK_WIDE else SPARK_WIDTH // 2
+    table, columns = _table(_session_columns(spark), width)
+    found = [(report["instance"], session) for report in reports for session in report["sessions"]]
+    for instance, session in sorted(found, key=lambda one: -one[1].get("rate_in", 0) - one[1].get("rate_out", 0)):
+        rates = {way: history.get((instance, session["identity"], way), ()) for way in ("out", "in")}
+        row = _Row(instance, session, rates)
+        table.add_row(*(column.show(row) for column in columns))
     return table
 
 

@@ -48,7 +48,7 @@ def run(arguments):
     def look():
         reports, errors = status.ask_all(arguments.instance)
         history.add(reports)
-        shown = rich.console.Group(screen.verdicts(reports), screen.sessions(reports, history.rates))
+        shown = rich.console.Group(screen.verdicts(reports), screen.sessions(reports, history.rates, console.width))
         return screen.over(errors, shown)
 
     try:

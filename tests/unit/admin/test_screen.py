@@ -59,7 +59,7 @@ def test_nothing_in_a_report_is_markup():
     text = shown(changed(instance="[red]x[/red]", device="[bold]", version="[b]", sessions=strange))
     for part in ("[red]x[/red]", "device   [bold]", "version [b]", "[green]z[/green]"):
         assert part in text
-    for text in (text_of(screen.sessions([changed(instance="[red]x[/red]", sessions=strange)], {})),
+    for text in (text_of(screen.sessions([changed(instance="[red]x[/red]", sessions=strange)], {}, 200)),
                  text_of(screen.verdicts([changed(instance="[red]x[/red]")]))):  # fmt: skip
         assert "[red]x[/red]" in text
 
@@ -75,9 +75,20 @@ def test_a_narrow_terminal_shows_less_and_cuts_nothing(width):
 def test_sessions_the_busiest_first():
     quiet = {**REPORT["sessions"][0], "identity": "bob", "rate_in": 0, "rate_out": 0}
     report = changed(sessions=[quiet, *REPORT["sessions"]])
-    text = text_of(screen.sessions([report], {("server", "alice", "in"): [0, 5, 10]}))
+    text = text_of(screen.sessions([report], {("server", "alice", "in"): [0, 5, 10]}, 200))
     assert text.index("alice") < text.index("bob")
     assert " ▄█" in text and "2.0 Gbit/s" in text and "2 of 2" in text and "12.3 ms" in text
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120, 160, 180])
+def test_a_narrow_terminal_shows_fewer_of_each_session(width):
+    rates = {("server", "alice", way): [0, 5] * 10 for way in ("in", "out")}
+    text = text_of(screen.sessions([REPORT], rates, width), width)
+    assert "…" not in text and max(map(len, text.splitlines())) <= width
+    assert "alice" in text and "█" in text
+    for part, least in (("2.0 Gbit/s", 60), ("0.8 ms", 80), ("sent again", 100), ("2 of 2", 120),
+                        ("10.86.0.2 ", 160)):
+        assert (part in text) == (width >= least), part
 
 
 def test_verdicts():
