@@ -8,9 +8,11 @@ from bulkvpnd.admin import status
 
 def add_arguments(parser):
     """Adds the arguments of this command to an argparse parser."""
-    parser.add_argument("name", metavar="NAME", help="identity of the client, the name in its certificate")
+    parser.add_argument("name", metavar="NAME", help="identity of the client, the name in its certificate"
+                        ).completer = status.identities
     parser.add_argument("instance", nargs="?", metavar="INSTANCE",
-                        help="name of the server's instance, or its runtime directory (default: the only one)")
+                        help="name of the server's instance, or its runtime directory (default: the only one)"
+                        ).completer = status.instances
 
 
 def run(arguments):

@@ -13,7 +13,8 @@ PERIOD = 1.0
 def add_arguments(parser):
     """Adds the arguments of this command to an argparse parser."""
     parser.add_argument("instance", nargs="?", metavar="INSTANCE",
-                        help="name of the server's instance, or its runtime directory (default: the only one)")
+                        help="name of the server's instance, or its runtime directory (default: the only one)"
+                        ).completer = status.instances
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--wait", action="store_true", help="wait until no session is left")
     how.add_argument("--off", action="store_true", help="accept new sessions again")

@@ -10,7 +10,8 @@ from bulkvpnd.admin import status
 def add_arguments(parser):
     """Adds the arguments of this command to an argparse parser."""
     parser.add_argument("instance", nargs="?", metavar="INSTANCE",
-                        help="name of the instance, or its runtime directory (default: all)")
+                        help="name of the instance, or its runtime directory (default: all)"
+                        ).completer = status.instances
 
 
 def run(arguments):

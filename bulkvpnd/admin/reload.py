@@ -14,7 +14,8 @@ from bulkvpnd.admin import status
 
 def add_arguments(parser):
     """Adds the arguments of this command to an argparse parser."""
-    parser.add_argument("instance", metavar="INSTANCE", help="name of the instance, or its runtime directory")
+    parser.add_argument("instance", metavar="INSTANCE", help="name of the instance, or its runtime directory"
+                        ).completer = status.instances
     parser.add_argument("--config", metavar="FILE", help="its configuration (default: /etc/bulkvpn/INSTANCE.conf)")
 
 

@@ -62,7 +62,8 @@ class Measured:
 def add_arguments(parser):
     """Adds the arguments of this command to an argparse parser."""
     parser.add_argument("instance", nargs="?", metavar="INSTANCE",
-                        help="name of the instance, or its runtime directory (default: the only one that runs)")
+                        help="name of the instance, or its runtime directory (default: the only one that runs)"
+                        ).completer = status.instances
     parser.add_argument("--serve", action="store_true",
                         help=f"be the other end, on the server, for {SERVE_TIME // 60} minutes or until Ctrl-C")
     parser.add_argument("--beside", metavar="ADDRESS", type=_address,

@@ -31,11 +31,26 @@ class StatusError(Exception):
 def add_arguments(parser):
     """Adds the arguments of this command to an argparse parser."""
     parser.add_argument("instance", nargs="?", metavar="INSTANCE",
-                        help="name of the instance, as in bulkvpnd@INSTANCE, or its runtime directory (default: all)")
+                        help="name of the instance, as in bulkvpnd@INSTANCE, or its runtime directory (default: all)"
+                        ).completer = instances
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--json", action="store_true", help="print one JSON array with an object for each instance")
     how.add_argument("--watch", nargs="?", type=_seconds, const=2.0, metavar="SECONDS",
                      help="show it again every so many seconds (default 2) until Ctrl-C")
+
+
+def instances(**_):
+    """Names of the instances that run, for completion in a shell."""
+    return sorted(path.parent.name for path in RUNTIME_DIRECTORY.glob(f"*/{SOCKET_NAME}"))
+
+
+def identities(**_):
+    """Names of the clients that are here, for completion in a shell."""
+    try:
+        reports, _errors = ask_all(None)
+    except StatusError:
+        return []
+    return sorted({session["identity"] for report in reports for session in report["sessions"]})
 
 
 def _seconds(raw):

@@ -16,7 +16,8 @@ PERIOD = 1.0
 def add_arguments(parser):
     """Adds the arguments of this command to an argparse parser."""
     parser.add_argument("instance", nargs="?", metavar="INSTANCE",
-                        help="name of the instance, or its runtime directory (default: all)")
+                        help="name of the instance, or its runtime directory (default: all)"
+                        ).completer = status.instances
     parser.add_argument("--once", action="store_true", help="show it once and end")
 
 
