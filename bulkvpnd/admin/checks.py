@@ -199,6 +199,8 @@ ANSWERS = (
      "date; on the authority's machine: bulkvpnctl pki renew server"),
     ("not yet valid", "the server's certificate is not valid yet: this machine's clock is behind",
      "timedatectl set-ntp true"),
+    ("reset by peer", "the connection is ended at once, as a server does for some seconds with who has failed before",
+     "what failed before: bulkvpnctl status, and on the server: journalctl -u bulkvpnd@server -n 20"),
 )  # fmt: skip
 
 
@@ -211,10 +213,10 @@ def _port(subject):
             continue
         if greeting is None:
             yield Verdict(NOT_CHECKED, f"{host}: no address")
-        elif greeting.stage == "connect":
+        elif greeting.stage == "connect" and "reset by peer" not in greeting.error.lower():
             yield Verdict(PROBLEM, f"{greeting.address} cannot be reached: {greeting.error}",
                           f"on the server: bulkvpnctl doctor; let TCP port {port} through what lies between")
-        elif greeting.stage == "tls":
+        elif greeting.stage in ("connect", "tls"):
             yield _refused(greeting)
         else:
             yield Verdict(FINE, f"{greeting.address} lets this client in")

@@ -27,7 +27,8 @@ def findings(report):
 
 def _session(report):
     if report["mode"] == "client" and not any(session["connections"] for session in report["sessions"]):
-        yield Finding(True, "no connection to the server", f"journalctl -u bulkvpnd@{report['instance']} -n 20")
+        why = f": {report['failure']}" if report.get("failure") else ""
+        yield Finding(True, f"no connection to the server{why}", f"journalctl -u bulkvpnd@{report['instance']} -n 20")
 
 
 def _workers(report):

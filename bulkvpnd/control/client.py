@@ -76,6 +76,7 @@ class Client:
         self.tell = lambda event, **values: None
         self.network = None
         self._welcome = None  # of the present session; None while there is none
+        self._failure = None  # why there is no connection, for status
         self._session_since = 0.0
         self._counted = collections.Counter()  # what its former connections carried
         self._begin = Semaphore(1)
@@ -125,11 +126,14 @@ class Client:
                 log.log(logging.INFO if retry else logging.ERROR, "connection %d: %s", index, refused,
                         extra={"CONNECTION": index, "REASON": refused.reason, "limited": True,
                                "MESSAGE_ID": events.ID["server-refused"]})
+                self._failure = f"{transport.shown(remote)}: {refused}"
             except gevent.Timeout:
                 self._failed(index, remote, f"no answer within {self._configuration.handshake_timeout} s")
             except (RemoteError, OSError) as error:
                 is_down = isinstance(error, ConnectionRefusedError)
-                self._failed(index, remote, getattr(error, "strerror", None) or str(error))
+                # A server resets whoever has failed before: that must not hide with what.
+                says_why = not (self._failure and isinstance(error, ConnectionResetError))
+                self._failed(index, remote, getattr(error, "strerror", None) or str(error), says_why)
             except Exception:
                 # Our own bug: it may cost this try, never the dialler.
                 log.exception("internal error with connection %d", index, extra={"CONNECTION": index, "limited": True})
@@ -140,8 +144,9 @@ class Client:
             if not (is_down and time.monotonic() < hurry_until):
                 pause = min(2 * pause, self._configuration.retry_max)
 
-    @staticmethod
-    def _failed(index, remote, reason):
+    def _failed(self, index, remote, reason, says_why=True):
+        if says_why:
+            self._failure = f"{transport.shown(remote)}: {reason}"
         log.warning("connection %d to %s failed: %s", index, transport.shown(remote), reason,
                     extra={"CONNECTION": index, "PEER": transport.shown(remote), "REASON": reason, "limited": True,
                            "MESSAGE_ID": events.ID["connection-failed"]})
@@ -355,6 +360,7 @@ class Client:
         if connection is None:
             return
         connection.is_live = True
+        self._failure = None
         connection.settled.set()
         self._announce()
         if not self._was_up:
@@ -455,7 +461,7 @@ class Client:
         """reported: {connection number: what its worker says}."""
         welcome = self._welcome
         if welcome is None:
-            return {"addresses": [], "sessions": []}
+            return {"addresses": [], "sessions": [], "failure": self._failure}
         session = session_report(
             {
                 "identity": self._configuration.server_name,
@@ -473,7 +479,8 @@ class Client:
             ],
             self._counted,
         )
-        return {"addresses": [str(one) for one in (welcome.ipv4, welcome.ipv6) if one], "sessions": [session]}
+        return {"addresses": [str(one) for one in (welcome.ipv4, welcome.ipv6) if one], "sessions": [session],
+                "failure": self._failure}
 
 
 def _addresses(welcome):

@@ -21,6 +21,8 @@ def test_one_that_is_well():
     [
         (changed(mode="client", sessions=[]), True, "no connection to the server"),
         (changed(mode="client", session__connections=[]), True, "no connection to the server"),
+        (changed(mode="client", sessions=[], failure="192.0.2.1:7443: timed out"), True,
+         "no connection to the server: 192.0.2.1:7443: timed out"),
         (changed(draining=True), False, "new sessions are refused"),
         (changed(workers=DEAD), True, "no answer from worker 1"),
         (changed(session__agreed_connections=4), True, "2 of 4 connections of alice are up"),

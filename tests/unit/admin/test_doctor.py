@@ -122,6 +122,7 @@ CASES = [
      {"greet": Greeting("tls", "TLS: SSLV3_ALERT_CERTIFICATE_REVOKED", "a")}, {}),
     ("server", PROBLEM, "has expired", {"greet": Greeting("tls", "TLS: SSLV3_ALERT_CERTIFICATE_EXPIRED", "a")}, {}),
     ("server", PROBLEM, "clock is behind", {"greet": Greeting("tls", "certificate is not yet valid", "a")}, {}),
+    ("server", PROBLEM, "bulkvpnctl status", {"greet": Greeting("connect", "Connection reset by peer", "a")}, {}),
     ("server", PROBLEM, "something else", {"greet": Greeting("tls", "something else", "a")}, {}),
     ("server", NOT_CHECKED, "no such name", {"greet": OSError(1, "no such name")}, {}),
     ("server", NOT_CHECKED, "no address", {"greet": None}, {}),

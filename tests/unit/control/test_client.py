@@ -267,6 +267,16 @@ def test_a_refused_client_never_hammers(start, caplog, reason, level):
     assert {record.levelno for record in caplog.records if "refuses" in record.getMessage()} == {level}
 
 
+def test_status_says_why_there_is_no_connection(start):
+    client = start(count=1, script=lambda hello: Refuse("pool"), replace={"retry_max": 0.05})
+    until(lambda: client.status({})["failure"])
+    assert client.status({})["failure"].startswith(f"127.0.0.1:{client.server.port}: ")
+    assert "pool" in client.status({})["failure"]
+    client.server.script = lambda hello: granting(hello, connections=1)
+    client.established(attached(client, 1)[0]["connection"])
+    assert client.status({})["failure"] is None
+
+
 def test_a_frame_of_a_session_that_is_gone_already_breaks_nothing(start):
     """Joining is refused while the first connection still waits for its first authentic frame."""
     client = start(script=lambda hello: Refuse("session") if hello.session else granting(hello))
@@ -511,7 +521,7 @@ def test_stop_says_goodbye(start):
 
 def test_status_shows_what_lives_and_no_secret(start):
     client = start()
-    assert client.status({}) == {"addresses": [], "sessions": []}
+    assert client.status({}) == {"addresses": [], "sessions": [], "failure": None}
     messages = attached(client, 2)
     client.established(messages[0]["connection"])
     report = client.status({messages[0]["connection"]: {"bytes_in": 3}})
