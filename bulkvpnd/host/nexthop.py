@@ -56,8 +56,9 @@ IDLE_SECONDS = 1
 """A bucket without a packet for so long may move to another hop: longer than a packet is under way in any tunnel that
 still works well, so that no flow is reordered by it (choice)."""
 UNBALANCED_SECONDS = 10
-"""After this time buckets move although they are in use: a hop that came back gets its share under full load, too
-(choice)."""
+"""After this time buckets move although they are in use, if too few are idle: a hop that came back gets its share under
+full load, too (choice). In a group of one hop all buckets are idle to the kernel, because fib_select_path() of
+net/ipv4/fib_semantics.c does not look at them there, so the second one gets its half at once."""
 ROUTER = ipaddress.IPv6Address("fe80::1")
 """A link-local address that nothing needs to have, see add_multipath_route (choice)."""
 TIMEOUT = 5.0
