@@ -27,7 +27,7 @@ SERVERS_MAX = 64
 """Addresses of the server that routes are led around (choice)."""
 SRC_VALID_MARK = "net.ipv4.conf.all.src_valid_mark"
 NAMING_WAIT = 2.0
-"""Seconds that a start waits for the name servers (choice: polkit, which is started by the first question, takes 0.1)."""
+"""Seconds that a start waits for the name servers (choice: polkit, started by the first question, takes 0.1)."""
 
 
 class ClientNetwork:
@@ -92,7 +92,7 @@ class ClientNetwork:
         naming = self._naming
         naming.join(NAMING_WAIT)
         if not naming.ready():
-            log.warning("name servers: no answer within %.0f s from what manages them here; going on without", NAMING_WAIT)
+            log.warning("name servers: no answer within %.0f s from their manager here; going on without", NAMING_WAIT)
         then()
 
     def reconfigure(self, configuration):

@@ -15,7 +15,7 @@ RESOLVED = pathlib.Path("/run/systemd/resolve/stub-resolv.conf")
 RECORDS = pathlib.Path("/run/resolvconf")
 """Below it both kinds of resolvconf keep a file for each interface."""
 TIMEOUT, UNDO_TIMEOUT = 10, 2
-"""Seconds that one of the programs may take to do it and to take it back (choice: the latter is less than a stop has)."""
+"""Seconds that one of the programs may take to do it and to take it back (choice: less than a stop has)."""
 NO_ANSWER = "no answer"
 EVERYTHING = "~."
 """resolvectl(1): a routing domain that all names belong to."""
@@ -92,8 +92,8 @@ def _mend(error):
 
 def _run(command, timeout, text=""):
     """Returns None, or the first line of what it complained about."""
-    # Not the whole environment: in English it can be told what was said, and resolvectl would tell $NOTIFY_SOCKET of its
-    # failure, which systemd takes from the main process only.
+    # Not the whole environment: in English it can be told what was said, and resolvectl would tell $NOTIFY_SOCKET of
+    # its failure, which systemd takes from the main process only.
     try:
         done = subprocess.run(command, input=text, capture_output=True, text=True, errors="replace", timeout=timeout,
                               env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"})

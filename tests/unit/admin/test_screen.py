@@ -51,7 +51,8 @@ def test_a_client_without_a_session():
 
 def test_networks_behind_a_client():
     assert "behind it" not in shown(changed(session__networks=[]))
-    assert "    behind it  192.168.7.0/24 fd07::/64\n" in shown(changed(session__networks=["192.168.7.0/24", "fd07::/64"]))
+    networks = ["192.168.7.0/24", "fd07::/64"]
+    assert "    behind it  192.168.7.0/24 fd07::/64\n" in shown(changed(session__networks=networks))
 
 
 def test_nothing_in_a_report_is_markup():
