@@ -71,6 +71,7 @@ class Connection:
         self.replaces = replaces
         self.inbound_ended = Event()
         self.rtt = None
+        self._stamp = None  # of the PING that waits for its answer
         for name in COUNTERS:
             setattr(self, name, 0)
         self._socket = sock
@@ -408,11 +409,10 @@ class Connection:
             self._wait_for_other()
 
     def _on_pong(self, payload):
-        if len(payload) == _STAMP.size:
-            # The stamp is ours and came back sealed; a peer that makes one up deceives only this display.
-            elapsed = time.monotonic_ns() - _STAMP.unpack(payload)[0]
-            if 0 <= elapsed < 3600 * 10**9:
-                self.rtt = elapsed / 1e9
+        # Only what answers the last PING: any other stamp, though authentic, is made up or late.
+        if payload == self._stamp:
+            self.rtt = (time.monotonic_ns() - _STAMP.unpack(payload)[0]) / 1e9
+            self._stamp = None
 
     def _on_rekey(self, payload):
         self._opener.ratchet()
@@ -487,7 +487,8 @@ class Connection:
         self._pinged_at = now
         # While one waits for a full socket a second would only wait as well.
         if all(kind != frame.PING for kind, _ in self._control):
-            self._send_control(frame.PING, _STAMP.pack(time.monotonic_ns()))
+            self._stamp = _STAMP.pack(time.monotonic_ns())
+            self._send_control(frame.PING, self._stamp)
 
     def _send_control(self, kind, payload):
         self._control.append((kind, payload))

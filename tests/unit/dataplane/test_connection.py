@@ -350,9 +350,10 @@ def test_a_ping_is_answered_with_what_it_brought(facing):
 def test_the_round_trip_is_measured(facing):
     peer, end = facing()
     kind, stamp = peer.frame()
-    for wrong in (b"", stamp[:7], stamp + b"x", bytes(8), b"\xff" * 8):
+    earlier = (int.from_bytes(stamp, "big") - 1).to_bytes(8, "big")
+    for wrong in (b"", stamp[:7], stamp + b"x", bytes(8), b"\xff" * 8, earlier):
         peer.send(frame.PONG, wrong)
-    until(lambda: end.connection.frames_in == 5)
+    until(lambda: end.connection.frames_in == 6)
     assert end.connection.rtt is None
     peer.send(frame.PONG, stamp)
     assert 0 < until(lambda: end.connection.rtt) < 10
