@@ -442,10 +442,12 @@ _REASONS = {
     "there is no compression, since it lets an observer guess what is inside": (
         "allow-compression", "comp-lzo", "comp-noadapt", "compress",
     ),
-    "no scripts, plugins or management interface; a drop-in for the unit may run programs": (
-        "client-connect", "client-disconnect", "down", "down-pre", "ipchange", "learn-address", "management", "plugin",
-        "route-noexec", "route-pre-down", "route-up", "script-security", "setenv", "setenv-safe", "tls-verify", "up",
-        "up-delay", "up-restart",
+    "programs are not carried over; those that are wanted are given as hooks, on-up for one, see bulkvpn.conf(5)": (
+        "client-connect", "client-disconnect", "down", "route-up", "up",
+    ),
+    "no plugins, management interface or further scripts; see Hooks in bulkvpn.conf(5)": (
+        "down-pre", "ipchange", "learn-address", "management", "plugin", "route-noexec", "route-pre-down",
+        "script-security", "setenv", "setenv-safe", "tls-verify", "up-delay", "up-restart",
     ),
     "the outer connection is a stream of bytes, so its MTU needs no care": (
         "fragment", "link-mtu", "mssfix", "mtu-disc", "mtu-test", "tun-mtu-extra", "tun-max-mtu", "fast-io",

@@ -27,7 +27,7 @@ AWAITED = {"benchmarks/run", "docs/benchmarks/"}
 
 INSTALLED = (
     "/etc/bulkvpn", "/run/bulkvpn", "/var/lib/bulkvpnd", "/dev/net/tun", "/usr/sbin/bulkvpn", "/usr/bin/python3",
-    "/bin/ip", "/etc/sysctl.d/",
+    "/bin/ip", "/bin/sh", "/etc/sysctl.d/",
 )  # fmt: skip
 """How an absolute path in a document may begin: what the package has, makes or calls."""
 

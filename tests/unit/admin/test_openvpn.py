@@ -150,7 +150,7 @@ def test_a_line_is_carried(text, settings):
         ("mode server\nredirect-gateway", "each client has"),
         ("mode server\npush \"comp-lzo\"", "nothing that a server"),
         ("verify-x509-name \"C=US, CN=x\" subject", "server-name"), ("comp-lzo", "no compression"),
-        ("auth-user-pass", "no passwords"), ("up /bin/true", "no scripts"), ("frobnicate", "no counterpart"),
+        ("auth-user-pass", "no passwords"), ("up /bin/true", "not carried over"), ("frobnicate", "no counterpart"),
         ("<tls-auth>\nsecret\n</tls-auth>", "neither a shared key"),
         ("<connection>\nproto udp\nremote a\n</connection>", "over UDP"),
         ("<connection>\nproto tcp\nremote a\nsocks-proxy x\n</connection>", "socks-proxy in it"),
