@@ -10,24 +10,14 @@ import ipaddress
 from collections.abc import Callable
 
 from bulkvpnd import config, pki
-from bulkvpnd.admin.diagnosis import findings
+from bulkvpnd.admin.diagnosis import FINE, NOT_CHECKED, NOTE, PROBLEM, Verdict, verdicts
 from bulkvpnd.admin.status import StatusError
 from bulkvpnd.host import firewall, gateway, tuning
 
-FINE, NOTE, PROBLEM, NOT_CHECKED = "fine", "note", "problem", "not checked"
 EXPIRES_SOON = datetime.timedelta(days=30)
 """As the daemon warns (choice)."""
 PING_SIZE = 128
 """Bytes of a packet that any path carries (choice)."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Verdict:
-    """state: of the four above. text: one line. mend: the command, or what to do, None if there is nothing to mend."""
-
-    state: str
-    text: str
-    mend: str | None = None
 
 
 @dataclasses.dataclass
@@ -150,9 +140,8 @@ def _instance(subject):
     if subject.report is None:
         yield Verdict(NOTE, subject.why_not, f"systemctl start {subject.unit}; journalctl -u {subject.unit} -n 20")
         return
-    found = findings(subject.report)
-    for one in found:
-        yield Verdict(PROBLEM if one.is_fault else NOTE, one.text, one.mend)
+    found = verdicts(subject.report)
+    yield from found
     restarts = sum(worker["restarts"] for worker in subject.report["workers"])
     if restarts:
         yield Verdict(NOTE, f"{restarts} restarts of workers", f"journalctl -u {subject.unit} -p warning")

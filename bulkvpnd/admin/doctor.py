@@ -10,9 +10,8 @@ import rich.console
 import rich.markup
 
 from bulkvpnd import config
-from bulkvpnd.admin import checks, machine
-
-_LOOKS = {checks.FINE: "green", checks.NOTE: "yellow", checks.PROBLEM: "red", checks.NOT_CHECKED: "dim"}
+from bulkvpnd.admin import checks, machine, screen
+from bulkvpnd.admin.diagnosis import NOT_CHECKED, PROBLEM, Verdict
 
 
 def add_arguments(parser):
@@ -46,7 +45,7 @@ def run(arguments):
                          "mend": verdict.mend})
             if not arguments.json:
                 _show(console, check, verdict)
-    problems = sum(row["state"] == checks.PROBLEM for row in rows)
+    problems = sum(row["state"] == PROBLEM for row in rows)
     if arguments.json:
         json.dump(rows, sys.stdout, indent=2)
         print()
@@ -79,7 +78,7 @@ def examine(flags, console=None, make=machine.Machine, table=checks.CHECKS):
     try:
         configuration, _ = config.load(flags)
     except config.ConfigurationError as error:
-        yield "configuration", checks.Verdict(checks.PROBLEM, str(error), "correct it; man bulkvpn.conf")
+        yield "configuration", Verdict(PROBLEM, str(error), "correct it; man bulkvpn.conf")
         return
     subject = checks.examined(configuration, make(configuration))
     for check in table:
@@ -102,18 +101,18 @@ def bounded(check, subject):
         try:
             answers.put(list(check.look(subject)))
         except Exception as error:  # one check must not hide the others
-            answers.put([checks.Verdict(checks.NOT_CHECKED, f"{type(error).__name__}: {error}")])
+            answers.put([Verdict(NOT_CHECKED, f"{type(error).__name__}: {error}")])
 
     # A look-up of a name cannot be interrupted; such a thread ends with the process.
     threading.Thread(target=look, daemon=True).start()
     try:
         return answers.get(timeout=check.seconds)
     except queue.Empty:
-        return [checks.Verdict(checks.NOT_CHECKED, f"no answer within {check.seconds:.0f} s")]
+        return [Verdict(NOT_CHECKED, f"no answer within {check.seconds:.0f} s")]
 
 
 def _show(console, check, verdict):
-    colour = _LOOKS[verdict.state]
+    colour = screen.COLOURS[verdict.state]
     console.print(f"  [{colour}]{verdict.state:11}[/{colour}] {check:13} {rich.markup.escape(_line(verdict.text))}")
     if verdict.mend:
         console.print(f"  {'':25} [bold]{rich.markup.escape(_line(verdict.mend))}[/bold]")

@@ -10,8 +10,10 @@ import rich.markup
 import rich.table
 import rich.text
 
-from bulkvpnd.admin.diagnosis import findings
+from bulkvpnd.admin.diagnosis import FINE, NOT_CHECKED, NOTE, PROBLEM, Verdict, verdicts
 
+COLOURS = {FINE: "green", NOTE: "yellow", PROBLEM: "red", NOT_CHECKED: "dim"}
+"""Of what is found about an instance."""
 _SPARKS = " ▁▂▃▄▅▆▇█"
 
 
@@ -81,15 +83,16 @@ def _markup(line):
 
 def _instance(report, width):
     escape = rich.markup.escape
-    found = findings(report)
-    faults = sum(one.is_fault for one in found)
-    colour, verdict = ("red", f"{faults} problem{'s' if faults > 1 else ''}") if faults else ("green", "well")
-    yield (f"[{colour}]●[/{colour}] [bold]{escape(report['instance'])}[/bold]  [{colour}]{verdict}[/{colour}]  "
+    found = verdicts(report)
+    problems = sum(one.state == PROBLEM for one in found)
+    colour = COLOURS[PROBLEM if problems else FINE]
+    summary = f"{problems} problem{'s' if problems > 1 else ''}" if problems else "well"
+    yield (f"[{colour}]●[/{colour}] [bold]{escape(report['instance'])}[/bold]  [{colour}]{summary}[/{colour}]  "
            f"{report['mode']}, up {span(time.time() - report['since'])}, process {report['pid']}, "
            f"version {escape(report['version'])}")
     for one in found:
-        style = "red" if one.is_fault else "yellow"
-        yield f"  [{style}]{'problem' if one.is_fault else 'note':8}[/{style}] {escape(one.text)}"
+        colour = COLOURS[one.state]
+        yield f"  [{colour}]{one.state:8}[/{colour}] {escape(one.text)}"
         if one.mend:
             yield f"           {escape(one.mend)}"
     yield f"  device   {escape(report['device'])} {' '.join(report['addresses']) or 'no address yet'}"
@@ -259,16 +262,14 @@ def sessions(reports, history, width):
     return table
 
 
-def verdicts(reports):
+def summaries(reports):
     """A line for each instance: is it well, and if not why."""
     lines = []
     for report in reports:
-        found = findings(report)
-        worst = found[0] if found else None
-        colour = "red" if worst and worst.is_fault else "yellow" if worst else "green"
-        text = worst.text if worst else "well"
+        worst = next(iter(verdicts(report)), Verdict(FINE, "well"))
+        colour = COLOURS[worst.state]
         lines.append(_markup(f"[{colour}]●[/{colour}] [bold]{rich.markup.escape(report['instance'])}[/bold]  "
-                             f"{rich.markup.escape(text)}"))
+                             f"{rich.markup.escape(worst.text)}"))
     return rich.console.Group(*lines)
 
 

@@ -49,7 +49,7 @@ def run(arguments):
     def look():
         reports, errors = status.ask_all(arguments.instance)
         history.add(reports)
-        shown = rich.console.Group(screen.verdicts(reports), screen.sessions(reports, history.rates, console.width))
+        shown = rich.console.Group(screen.summaries(reports), screen.sessions(reports, history.rates, console.width))
         return screen.over(errors, shown)
 
     try:

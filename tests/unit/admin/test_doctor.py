@@ -13,6 +13,7 @@ from reports import changed
 
 from bulkvpnd import config, pki
 from bulkvpnd.admin import checks, doctor
+from bulkvpnd.admin.diagnosis import FINE, NOT_CHECKED, NOTE, PROBLEM, Verdict
 from bulkvpnd.admin.machine import Greeting
 from bulkvpnd.admin.status import StatusError
 from bulkvpnd.host.firewall import FirewallError
@@ -20,7 +21,6 @@ from bulkvpnd.host.sysctl import Outcome
 from bulkvpnd.host.tuning import Wish
 
 NOW = datetime.datetime(2026, 6, 1, tzinfo=datetime.timezone.utc)
-FINE, NOTE, PROBLEM, NOT_CHECKED = checks.FINE, checks.NOTE, checks.PROBLEM, checks.NOT_CHECKED
 WELL = changed(workers=[{"index": 0, "alive": True, "restarts": 0}], session__agreed_connections=2,
                addresses=["10.86.0.1/24"])
 MASQUERADE = {"rule": {"family": "inet", "table": "bulkvpnd_x", "expr": [{"masquerade": None}]}}
@@ -270,6 +270,6 @@ def test_roles_have_their_checks(tmp_path):
 
 def test_what_others_say_stays_on_its_line():
     console = rich.console.Console(file=io.StringIO(), width=200)
-    doctor._show(console, "server", checks.Verdict(PROBLEM, "[red]a\x1b[2Jb\nc", "d\re"))
+    doctor._show(console, "server", Verdict(PROBLEM, "[red]a\x1b[2Jb\nc", "d\re"))
     shown = console.file.getvalue()
     assert shown.count("\n") == 2 and "\x1b" not in shown and "[red]a" in shown

@@ -61,7 +61,7 @@ def test_nothing_in_a_report_is_markup():
     for part in ("[red]x[/red]", "device   [bold]", "version [b]", "[green]z[/green]"):
         assert part in text
     for text in (text_of(screen.sessions([changed(instance="[red]x[/red]", sessions=strange)], {}, 200)),
-                 text_of(screen.verdicts([changed(instance="[red]x[/red]")]))):  # fmt: skip
+                 text_of(screen.summaries([changed(instance="[red]x[/red]")]))):  # fmt: skip
         assert "[red]x[/red]" in text
 
 
@@ -92,9 +92,9 @@ def test_a_narrow_terminal_shows_fewer_of_each_session(width):
         assert (part in text) == (width >= least), part
 
 
-def test_verdicts():
-    assert "● server  well" in text_of(screen.verdicts([REPORT]))
-    assert "● server  no offload" in text_of(screen.verdicts([changed(offload=[])]))
+def test_summaries():
+    assert "● server  well" in text_of(screen.summaries([REPORT]))
+    assert "● server  no offload" in text_of(screen.summaries([changed(offload=[])]))
 
 
 @pytest.mark.parametrize(
