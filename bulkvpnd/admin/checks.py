@@ -10,6 +10,7 @@ import ipaddress
 from collections.abc import Callable
 
 from bulkvpnd import config, pki
+from bulkvpnd.admin import ruleset
 from bulkvpnd.admin.diagnosis import FINE, NOT_CHECKED, NOTE, PROBLEM, Verdict, verdicts
 from bulkvpnd.admin.status import StatusError
 from bulkvpnd.host import firewall, gateway, tuning
@@ -337,51 +338,33 @@ def _objects(subject):
         return None, Verdict(NOT_CHECKED, getattr(error, "strerror", None) or str(error))
 
 
-def _dropping(objects, hook):
-    """Base chains of others at `hook` that drop what no rule lets pass."""
-    chains = [one["chain"] for one in objects if "chain" in one]
-    return [one for one in chains if one.get("hook") == hook and one.get("policy") == "drop"
-            and one["family"] in ("ip", "ip6", "inet") and not one["table"].startswith(firewall.PREFIX)]
-
-
 def _input(subject):
     objects, why_not = _objects(subject)
     if why_not:
-        return [why_not]
-    found = []
-    for chain in _dropping(objects, "input"):
-        rules = [one["rule"]["expr"] for one in objects if "rule" in one
-                 and (one["rule"]["family"], one["rule"]["table"]) == (chain["family"], chain["table"])]
-        where = f"{chain['family']} {chain['table']}, chain {chain['name']}"
-        for _, port in subject.configuration.listen:
-            if any(_names_port(rule, port) for rule in rules):
-                found.append(Verdict(FINE, f"a rule of table {where} names port {port}"))
-            elif any(any("xt" in part for part in rule) for rule in rules):
-                found.append(Verdict(NOT_CHECKED, f"table {where} has rules of iptables; see: iptables -S"))
-            else:
-                found.append(Verdict(PROBLEM, f"table {where} drops what comes in, and no rule names port {port}",
-                                     f"nft insert rule {where.replace(', chain', '')} tcp dport {port} accept"))
-    return found or [Verdict(FINE, "no chain drops what comes in unless a rule lets it pass")]
+        yield why_not
+        return
+    for _, port in subject.configuration.listen:
+        found = [_kept_out(fate, port) for fate in ruleset.fates(objects, port)]
+        yield from filter(None, found)
+        if not any(found):
+            yield Verdict(FINE, f"no rule keeps new connections from port {port}")
 
 
-def _names_port(rule, port):
-    """Whether a rule that does not drop matches the destination port."""
-    if any("drop" in part or "reject" in part for part in rule):
-        return False
-    matches = [part["match"] for part in rule if "match" in part]
-    return any(one["left"] == {"payload": {"protocol": protocol, "field": "dport"}} and one.get("op") != "!="
-               and _contains(one["right"], port) for one in matches for protocol in ("tcp", "th"))
-
-
-def _contains(right, port):
-    if isinstance(right, dict):
-        if "range" in right:
-            low, high = right["range"]
-            return low <= port <= high
-        return any(_contains(one, port) for one in right.get("set", ()))
-    if isinstance(right, str):
-        return right.startswith("@")  # a named set; what is in it is not looked at
-    return right == port
+def _kept_out(fate, port):
+    """A Verdict if a chain does not let everybody pass to this port; None if it does, or a rule about the port says
+    whom."""
+    if fate.drops and fate.unless:
+        return None
+    if fate.unless:
+        return Verdict(NOTE, f"nftables, chain {fate.chain}: the rule {fate.unless} drops some of what comes to port "
+                             f"{port}", f"nft --handle list chain {fate.chain}")
+    if not fate.is_clear:
+        return Verdict(NOT_CHECKED, f"nftables, chain {fate.chain} has rules of iptables; see: iptables -S")
+    if fate.drops:
+        by = f"the rule {fate.rule}" if fate.rule else "its policy, since no rule lets it pass,"
+        return Verdict(PROBLEM, f"nftables, chain {fate.chain}: {by} drops what comes to port {port}",
+                       f"nft insert rule {fate.chain} tcp dport {port} accept")
+    return None
 
 
 def _is_gateway(configuration):
@@ -411,7 +394,7 @@ def _forwarding(subject):
         Verdict(NOTE, f"table {one['family']} {one['table']}, chain {one['name']} drops what is forwarded unless a "
                       "rule lets it pass",
                 f"let it pass with a rule for iifname {subject.device} and one for oifname {subject.device}")
-        for one in _dropping(objects, "forward")
+        for one in ruleset.base_chains(objects, "forward") if one.get("policy") == "drop"
     ]
 
 

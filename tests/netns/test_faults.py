@@ -71,6 +71,25 @@ def test_closed_port_overlapping_route_missing_nat_revoked_client(network):
     assert client.stop() == 0 and server.stop() == 0
 
 
+def test_a_rule_that_drops_what_comes_to_the_port(network):
+    if not shutil.which("nft"):
+        pytest.skip("needs nft")
+    server = network.start_server().wait_ready()
+    assert "firewall" not in problems(network, network.server, "server")
+    network.server.run(["nft", "add table inet own; add chain inet own way_in { type filter hook input priority 0; }; "
+                        "add chain inet own service; add rule inet own way_in ct state established accept; "
+                        "add rule inet own way_in tcp dport { 22, 7000-8000 } jump service; "
+                        "add rule inet own service counter drop"])
+    found = problems(network, network.server, "server")
+    assert list(found) == ["firewall"] and "the rule service handle" in found["firewall"]
+    client = network.start_client("--handshake-timeout=1")
+    wait_until(lambda: client.lines("connection 0 to .* failed"), 20, "nobody gets in")
+    # What it proposes mends it.
+    network.server.run(found["firewall"].rpartition("| ")[2].split())
+    assert "firewall" not in problems(network, network.server, "server")
+    assert client.wait_ready().stop() == 0 and server.stop() == 0
+
+
 @pytest.mark.parametrize(("days", "words"), [(-400, "expired at"), (2, "is not valid before")])
 def test_certificate_and_clock_that_do_not_agree(network, days, words):
     """A clock that is two days behind is a certificate of the day after tomorrow."""

@@ -23,13 +23,13 @@ from bulkvpnd.host.tuning import Wish
 NOW = datetime.datetime(2026, 6, 1, tzinfo=datetime.timezone.utc)
 WELL = changed(workers=[{"index": 0, "alive": True, "restarts": 0}], session__agreed_connections=2,
                addresses=["10.86.0.1/24"])
-MASQUERADE = {"rule": {"family": "inet", "table": "bulkvpnd_x", "expr": [{"masquerade": None}]}}
+MASQUERADE = {"rule": {"family": "inet", "table": "bulkvpnd_x", "chain": "nat", "expr": [{"masquerade": None}]}}
 
 
 def dport(right, *rest, op="==", family="inet"):
     left = {"payload": {"protocol": "tcp", "field": "dport"}}
-    return {"rule": {"family": family, "table": "filter", "expr": [{"match": {"op": op, "left": left, "right": right}},
-                                                                   *rest]}}
+    return {"rule": {"family": family, "table": "filter", "chain": "input", "handle": 7,
+                     "expr": [{"match": {"op": op, "left": left, "right": right}}, *(rest or [{"accept": None}])]}}
 
 
 def chain(hook, policy="drop", table="filter"):
@@ -98,7 +98,8 @@ def texts():
 
 OTHER = [(ipaddress.ip_network("10.86.0.128/25"), "eth1")]
 LARGER = [(ipaddress.ip_network("10.0.0.0/8"), "eth1")]
-XT = {"rule": {"family": "inet", "table": "filter", "expr": [{"xt": None}]}}
+XT = {"rule": {"family": "inet", "table": "filter", "chain": "input", "handle": 3, "expr": [{"xt": None}]}}
+DROP, LIMITED = {"drop": None}, {"limit": {"rate": 10, "per": "second"}}
 GATEWAY = {"mode": "server", "nat": True}
 REFUSED = Outcome("net.x", "1", "2", "1", "refused")
 STOPPED = StatusError("instance x is not running")
@@ -155,10 +156,14 @@ CASES = [
     ("listening", PROBLEM, "nothing listens", {"listening": set()}, {"mode": "server"}),
     ("listening", PROBLEM, "another program", {"report": STOPPED}, {"mode": "server"}),
     ("listening", NOT_CHECKED, "not run", {"report": STOPPED, "listening": set()}, {"mode": "server"}),
-    ("firewall", PROBLEM, "tcp dport 7443 accept", {"ruleset": [chain("input"), dport(22)]}, {"mode": "server"}),
-    ("firewall", PROBLEM, "no rule", {"ruleset": [chain("input"), dport(7443, {"drop": None})]}, {"mode": "server"}),
-    ("firewall", PROBLEM, "no rule", {"ruleset": [chain("input"), dport(7443, op="!=")]}, {"mode": "server"}),
-    ("firewall", PROBLEM, "no rule", {"ruleset": [chain("input"), dport({"range": [1, 7442]})]}, {"mode": "server"}),
+    ("firewall", PROBLEM, "nft insert rule inet filter input tcp dport 7443 accept",
+     {"ruleset": [chain("input"), dport(22)]}, {"mode": "server"}),
+    ("firewall", PROBLEM, "its policy, since no rule lets it pass, drops what comes to port 7443",
+     {"ruleset": [chain("input"), dport(22)]}, {"mode": "server"}),
+    ("firewall", PROBLEM, "the rule input handle 7 drops what comes to port 7443",
+     {"ruleset": [chain("input", "accept"), dport(7443, DROP)]}, {"mode": "server"}),
+    ("firewall", NOTE, "the rule input handle 7 drops some of what comes to port 7443|nft --handle list chain inet",
+     {"ruleset": [chain("input", "accept"), dport(7443, LIMITED, DROP)]}, {"mode": "server"}),
     ("firewall", NOT_CHECKED, "iptables", {"ruleset": [chain("input"), XT]}, {"mode": "server"}),
     ("firewall", NOT_CHECKED, "no binding", {"ruleset": FirewallError("no binding")}, {"mode": "server"}),
     ("forwarding", PROBLEM, "sysctl -w net.ipv4.ip_forward=1", {"sysctl": "0"}, GATEWAY),
@@ -185,7 +190,7 @@ def test_what_is_wrong_is_found(check, state, words, answers, fields):
                                     "server", "path MTU", "WAN MTU", "congestion", "tuning", "routes", "DNS")),
     *((check, {}, {"mode": "server"}) for check in ("listening", "firewall", "NAT")),
     ("firewall", {"ruleset": [chain("input"), dport(7443)]}, {"mode": "server"}),
-    ("firewall", {"ruleset": [chain("input"), dport({"set": [22, {"range": [7000, 8000]}]})]}, {"mode": "server"}),
+    ("firewall", {"ruleset": [chain("input"), dport(7443, LIMITED, {"accept": None})]}, {"mode": "server"}),
     ("firewall", {"ruleset": [chain("input", "accept"), chain("forward")]}, {"mode": "server"}),
     ("firewall", {"ruleset": [chain("input", table="bulkvpnd_y")]}, {"mode": "server"}),
     ("forwarding", {}, GATEWAY),
