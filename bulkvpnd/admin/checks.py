@@ -265,7 +265,8 @@ def _tuning(subject):
         return [Verdict(NOT_CHECKED, "tuning = no")]
     if subject.report is None:
         return [Verdict(NOT_CHECKED, "the instance does not run, which is what tunes")]
-    rows = [outcome for wish, outcome in subject.machine.tuned(subject.device, subject.addresses())
+    refused = subject.report.get("not_tuned", {})
+    rows = [outcome for wish, outcome in subject.machine.tuned(subject.device, subject.addresses(), refused)
             if wish.value is not None and wish.key != "TCP_CONGESTION"]
     missed = [str(one) for one in rows if one.why_not]
     if missed:
@@ -274,7 +275,7 @@ def _tuning(subject):
 
 
 def _congestion(subject):
-    for wish, outcome in subject.machine.tuned(None, []):
+    for wish, outcome in subject.machine.tuned(None, [], {}):
         if wish.key == "TCP_CONGESTION":
             if outcome.why_not:
                 name = "bbr" if wish.value == "auto" else wish.value

@@ -181,11 +181,12 @@ class Machine:
         """Raises OSError."""
         return self._ledger().read(key)
 
-    def tuned(self, name, addresses):
-        """[(Wish, Outcome), ...] of host.tuning. name: of the TUN device, None if there is none."""
+    def tuned(self, name, addresses, refused):
+        """[(Wish, Outcome), ...] of host.tuning. name: of the TUN device, None if there is none. refused: {key: why
+        not} of what the instance could not set."""
         ledger = self._ledger()
         situation = tuning.situation(self._configuration, name, addresses, ledger)
-        return tuning.examine(self._configuration, situation, ledger)
+        return tuning.examine(self._configuration, situation, ledger, refused)
 
     def _ledger(self):
         directory = sysctl.shared_directory(self._configuration.runtime_directory)

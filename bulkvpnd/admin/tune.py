@@ -67,8 +67,9 @@ def _described(wish, outcome):
 
 def _show(options):
     ledger = _ledger(options)
-    addresses = device.resolve(options.remote)
-    rows = tuning.examine(options, tuning.situation(options, _tun_device(options), addresses, ledger), ledger)
+    report = _report(options)
+    situation = tuning.situation(options, report.get("device"), device.resolve(options.remote), ledger)
+    rows = tuning.examine(options, situation, ledger, report.get("not_tuned", {}))
     return [*rows, *_timeouts(options)], None
 
 
@@ -128,12 +129,12 @@ def _whose_fault(rows):
     return f"nothing could be tuned; it needs root ({rows[0][1].why_not})" if rows else None
 
 
-def _tun_device(options):
-    """The name of the instance's device while it runs, else None."""
+def _report(options):
+    """Of the instance, empty while it does not run."""
     try:
-        return status.ask(options.runtime_directory / status.SOCKET_NAME).get("device")
+        return status.ask(options.runtime_directory / status.SOCKET_NAME)
     except status.StatusError:
-        return None
+        return {}
 
 
 def _timeouts(options):

@@ -131,7 +131,7 @@ class Main:
         workers.start()
         multipath = Multipath(configuration.multipath, self._tun.name, directory, role, changes.ledger)
         multipath.check(literal_addresses(configuration.remote))
-        self._report = functools.partial(self._status, role, workers, multipath)
+        self._report = functools.partial(self._status, role, workers, multipath, tuner)
         reload = functools.partial(self._replace, role)
         status = StatusSocket(configuration.runtime_directory, self._report, {"reload": reload, **role.commands})
         undo.callback(status.stop)
@@ -245,7 +245,7 @@ class Main:
                 shown = now
             gevent.sleep(min(period, STATUS_PERIOD, 1.0))
 
-    def _status(self, role, workers, multipath):
+    def _status(self, role, workers, multipath, tuner):
         """What `bulkvpnctl status` shows."""
         reported = workers.status()
         by_number = {
@@ -267,5 +267,6 @@ class Main:
                 for cause in sorted({cause for worker in reported.values() for cause in worker["drops"]})
             },
             "multipath": multipath.status(),
+            "not_tuned": tuner.refused,
             **role.status(by_number),
         }

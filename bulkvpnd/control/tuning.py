@@ -6,7 +6,8 @@ from bulkvpnd.host import conntrack, tuning
 class Tuner:
     """Tunes the machine for an instance, as far as it lets itself be tuned; nothing here raises.
 
-    device: name of the TUN device. changes: host.changes.Changes, which undoes it.
+    device: name of the TUN device. changes: host.changes.Changes, which undoes it. refused: {key: why it could not be
+    set}, as far as that was tried.
     """
 
     def __init__(self, configuration, device, changes):
@@ -15,6 +16,7 @@ class Tuner:
         self._changes = changes
         self._addresses = set()
         self._outer = set()
+        self.refused = {}
 
     def start(self):
         """All but what takes the address of a server."""
@@ -22,7 +24,7 @@ class Tuner:
         situation = tuning.situation(configuration, self._device, [], ledger)
         self._outer.update(situation.outer)
         if configuration.tuning:
-            tuning.apply(configuration, situation, ledger)
+            self._note(tuning.apply(configuration, situation, ledger))
         short = configuration.tuning and configuration.conntrack_timeouts == "short"
         # Without translation the kernel may have no reason to remember connections at all, and shall not get one.
         self._changes.make(conntrack.ConntrackTimeouts(configuration.name, ledger), self._device,
@@ -37,4 +39,8 @@ class Tuner:
         situation = tuning.situation(self._configuration, self._device, sorted(new), self._changes.ledger)
         outer = tuple(one for one in situation.outer if one not in self._outer)
         self._outer.update(outer)
-        tuning.apply(self._configuration, tuning.Situation(self._device, outer), self._changes.ledger, only_outer=True)
+        self._note(tuning.apply(self._configuration, tuning.Situation(self._device, outer), self._changes.ledger,
+                                only_outer=True))
+
+    def _note(self, rows):
+        self.refused.update({outcome.key: outcome.why_not for _, outcome in rows if outcome.why_not})

@@ -157,25 +157,28 @@ def apply(options, situation, ledger, only_outer=False):
     return made
 
 
-def examine(options, situation, ledger):
-    """What apply() would do and what is in force, changing nothing. Returns [(Wish, Outcome), ...]."""
+def examine(options, situation, ledger, refused):
+    """What apply() would do and what is in force, changing nothing. Returns [(Wish, Outcome), ...].
+
+    refused: {key: why not} of what the running instance could not set; nothing else on this machine knows of that.
+    """
     try:
         entries = ledger.entries()
     except LedgerError as error:
         log.debug("%s", error)
         entries = {}
-    rows = [(wish, _examined(wish, entries, ledger)) for wish in wishes(options, situation, ledger)]
+    rows = [(wish, _examined(wish, entries, ledger, refused)) for wish in wishes(options, situation, ledger)]
     known = {wish.key for wish, _ in rows}
     for key, entry in entries.items():
         if key not in known:
             # What other parts want, forwarding for one.
             value, agreement = list(entry["wants"].values())[-1]
             wish = Wish("", key, value, agreement)
-            rows.append((wish, _examined(wish, entries, ledger)))
+            rows.append((wish, _examined(wish, entries, ledger, refused)))
     return [*rows, *_sockets(options), *_tunnel(options, situation)]
 
 
-def _examined(wish, entries, ledger):
+def _examined(wish, entries, ledger, refused):
     try:
         now = ledger.read(wish.key)
     except OSError as error:
@@ -187,7 +190,8 @@ def _examined(wish, entries, ledger):
     elif AGREEMENTS[wish.agreement](now, wish.value) == now:
         why_not = None
     else:
-        why_not = "no instance wants it" if entry is None else "something else has set it since"
+        since = "no instance wants it" if entry is None else "something else has set it since"
+        why_not = refused.get(wish.key, since)
     return Outcome(wish.key, found, wish.value, now, why_not)
 
 

@@ -134,10 +134,14 @@ def test_after_a_stop_in_the_middle_of_a_start_everything_is_as_it_was(network, 
 
 def test_a_key_that_cannot_be_set_is_one_line(network, host):
     """In a network namespace of Linux 6.18 some keys are read-only, even for root, and older ones lack them."""
+    with (network.directory / "server.conf").open("a") as file:
+        file.write(f"runtime-directory = {network.directory}/run-server\n")
     server = network.start_server().wait_ready()
+    shown = tune(network, "show", "--config", str(network.directory / "server.conf"))
     for key in ("net.core.rmem_max", "net.core.netdev_max_backlog"):
         (line,) = server.lines(re.escape(key))
-        assert re.search(f"not tuned: {key}: .*not [0-9]+: (Permission denied|No such file or directory)", line)
+        match = re.search(f"not tuned: {key}: .*not [0-9]+: (Permission denied|No such file or directory)", line)
+        assert shown[key]["why_not"] == match[1], "and the same where it is looked for"
     assert server.stop() == 0
 
 

@@ -115,8 +115,8 @@ def test_the_named_interface_counts_and_loopback_does_not(ledger):
     assert tuning.situation(options(mode="client"), "bulk0", ["127.0.0.1", "::1"], ledger).outer == ()
 
 
-def examined(ledger, **changed):
-    return {wish.key: outcome for wish, outcome in tuning.examine(options(**changed), SERVER, ledger)}
+def examined(ledger, refused=(), **changed):
+    return {wish.key: outcome for wish, outcome in tuning.examine(options(**changed), SERVER, ledger, dict(refused))}
 
 
 def test_looked_at_before_while_and_after(tree, ledger):
@@ -131,6 +131,14 @@ def test_looked_at_before_while_and_after(tree, ledger):
     (tree / "net/core/rmem_max").write_text("4096")
     assert examined(ledger)["net.core.rmem_max"].why_not == "something else has set it since"
     assert examined(ledger)["mtu veth9"].why_not == "No such device"
+
+
+def test_what_the_instance_could_not_set(tree, ledger):
+    refused = {"net.core.rmem_max": "Permission denied", "net.core.wmem_max": "Permission denied"}
+    rows = examined(ledger, refused)
+    assert rows["net.core.rmem_max"].why_not == "Permission denied"
+    assert rows["net.core.optmem_max"].why_not == "no instance wants it"
+    assert rows["net.core.wmem_max"].why_not is None, "it is large enough by now"
 
 
 def test_what_other_parts_want_is_shown_too(ledger):
