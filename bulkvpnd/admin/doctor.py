@@ -18,11 +18,21 @@ def add_arguments(parser):
     """Adds the arguments of this command to an argparse parser."""
     which = parser.add_mutually_exclusive_group()
     which.add_argument("instance", nargs="?", metavar="INSTANCE",
-                       help="name of the instance, as in bulkvpnd@INSTANCE (default: all in /etc/bulkvpn)")
+                       help="name of the instance, as in bulkvpnd@INSTANCE (default: all in /etc/bulkvpn)"
+                       ).completer = instances
     which.add_argument("--config", metavar="FILE", help="configuration of the instance, if it is elsewhere")
     parser.add_argument("--runtime-directory", metavar="DIRECTORY",
                         help="where the running instance has its status socket, if it is elsewhere")
     parser.add_argument("--json", action="store_true", help="print a JSON array with an object for each verdict")
+
+
+def instances(**_):
+    """Names of the instances that have a configuration, running or not, for completion in a shell."""
+    return [file.name.removesuffix(".conf") for file in _configurations()]
+
+
+def _configurations():
+    return sorted(config.CONFIGURATION_DIRECTORY.glob("*.conf"))
 
 
 def run(arguments):
@@ -62,7 +72,7 @@ def _files(arguments):
         if not config.NAME.fullmatch(arguments.instance):
             raise config.ConfigurationError(f"{arguments.instance}: not the name of an instance")
         return [config.CONFIGURATION_DIRECTORY / f"{arguments.instance}.conf"]
-    found = sorted(config.CONFIGURATION_DIRECTORY.glob("*.conf"))
+    found = _configurations()
     if not found:
         raise config.ConfigurationError(f"{config.CONFIGURATION_DIRECTORY}: no *.conf can be seen; run it as root, or "
                                         "name the configuration with --config")

@@ -1,5 +1,7 @@
 """Completion in bash and zsh, through the files that the package installs."""
 
+import argparse
+import importlib
 import importlib.util
 import os
 import pathlib
@@ -8,6 +10,9 @@ import subprocess
 import sys
 
 import pytest
+
+from bulkvpnd import cli, config
+from bulkvpnd.admin import doctor
 
 ROOT = pathlib.Path(__file__).parents[2]
 COMPLETIONS = ROOT / "debian" / "completions"
@@ -71,6 +76,21 @@ def offered(request, tmp_path):
 def test_what_may_come_next_is_offered(offered, line, some, none):
     found = offered(line)
     assert some <= found and not none & found
+
+
+def test_every_instance_is_offered_by_name():
+    for name, (module, _) in cli.COMMANDS.items():
+        parser = argparse.ArgumentParser()
+        importlib.import_module(f"bulkvpnd.admin.{module}").add_arguments(parser)
+        for action in parser._actions:
+            assert action.metavar != "INSTANCE" or hasattr(action, "completer"), name
+
+
+def test_doctor_looks_at_what_does_not_run_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(config, "CONFIGURATION_DIRECTORY", tmp_path)
+    for name in ("server.conf", "office.conf", "server.conf.example"):
+        (tmp_path / name).touch()
+    assert doctor.instances() == ["office", "server"]
 
 
 def test_the_package_installs_both_where_the_shells_look():
