@@ -11,6 +11,7 @@ of sysexits.h(3)) for the file and 64 (EX_USAGE) for the command line, before an
 
 import argparse
 import dataclasses
+import errno
 import ipaddress
 import os
 import pathlib
@@ -789,6 +790,37 @@ def credential_of(file):
     return copy if copy and copy.exists() else None
 
 
+_MENDS = {
+    errno.EACCES: "run it as root, or let its user read the file and enter the directories above it",
+    errno.ELOOP: "a symbolic link is not followed; give the file itself",
+}
+
+
+def open_regular(file, flags=0):
+    """A descriptor for reading a regular file. flags: more of open(2). Raises OSError, ConfigurationError."""
+    # Nonblocking: nobody may ever write to a pipe of that name.
+    descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | flags)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ConfigurationError(f"{file}: is not a regular file; give the file itself")
+    return descriptor
+
+
+def bounded_text(stream, file):
+    """The text of a binary stream, UTF-8 with any kind of line end, at most MAX_FILE_SIZE bytes.
+
+    file: path, for messages. Raises OSError, ConfigurationError.
+    """
+    raw = stream.read(MAX_FILE_SIZE + 1)
+    if len(raw) > MAX_FILE_SIZE:
+        raise ConfigurationError(f"{file}: has more than {MAX_FILE_SIZE} bytes, the most that is read; is it the right "
+                                 "file?")
+    try:
+        return raw.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"{file}: is not UTF-8 text; is it the right file?") from None
+
+
 def read_secret_file(file, original=False):
     """Opens a file that may hold a private key, checked on the descriptor that is then read.
 
@@ -797,20 +829,12 @@ def read_secret_file(file, original=False):
     """
     try:
         source = None if original else credential_of(file)
-        descriptor = os.open(source or file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with os.fdopen(open_regular(source or file, os.O_NOFOLLOW), "rb") as stream:
+            status = os.fstat(stream.fileno())
+            text = bounded_text(stream, file)
     except OSError as error:
-        raise ConfigurationError(f"{file}: cannot be read: {error.strerror}") from None
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        os.close(descriptor)
-        raise ConfigurationError(f"{file}: is not a regular file; give the file itself")
-    with os.fdopen(descriptor, encoding="utf-8", errors="strict") as stream:
-        if status.st_size > MAX_FILE_SIZE:
-            raise ConfigurationError(f"{file}: has {status.st_size} bytes; at most {MAX_FILE_SIZE} are accepted")
-        try:
-            text = stream.read()
-        except (UnicodeDecodeError, OSError):
-            raise ConfigurationError(f"{file}: is not UTF-8 text") from None
+        mend = _MENDS.get(error.errno, "give the path of a file that can be read")
+        raise ConfigurationError(f"{file}: cannot be read: {error.strerror}; {mend}") from None
     if "PRIVATE KEY-----" in text:
         if status.st_uid not in (0, os.geteuid()):
             raise ConfigurationError(

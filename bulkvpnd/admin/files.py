@@ -47,19 +47,10 @@ def read(file):
 
 
 def read_any(file):
-    """Text of a file, whoever may read it, or of standard input for ``-``; at most config.MAX_FILE_SIZE bytes.
-
-    Raises CommandError.
-    """
+    """Text of a file, whoever may read it, or of standard input for ``-``. Raises CommandError, ConfigurationError."""
     with about(file, "cannot be read", "name a file that is there"), contextlib.ExitStack() as stack:
         stream = sys.stdin.buffer if str(file) == "-" else stack.enter_context(open(file, "rb"))
-        raw = stream.read(config.MAX_FILE_SIZE + 1)
-    if len(raw) > config.MAX_FILE_SIZE:
-        raise CommandError(f"{file}: has more than {config.MAX_FILE_SIZE} bytes, so it is no configuration; name one")
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError:
-        raise CommandError(f"{file}: is not UTF-8 text, so it is no configuration; name one") from None
+        return config.bounded_text(stream, file)
 
 
 def write_out(text):

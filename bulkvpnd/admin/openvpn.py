@@ -68,9 +68,9 @@ def run(arguments):
     """Returns the exit status: 0, 1, or 77 (EX_NOPERM) where permission is missing."""
     try:
         _import(arguments.file, arguments.output)
-    except files.CommandError as error:
+    except (files.CommandError, config.ConfigurationError) as error:
         print(f"bulkvpnctl: {error}", file=sys.stderr)
-        return error.status
+        return getattr(error, "status", 1)
     return os.EX_OK
 
 

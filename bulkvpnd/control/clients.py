@@ -14,7 +14,6 @@ import dataclasses
 import ipaddress
 import os
 import re
-import stat
 
 from bulkvpnd import config
 from bulkvpnd.config import ConfigurationError
@@ -137,20 +136,11 @@ def _value(where, key, parse, raw):
 
 def _text(file):
     try:
-        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with os.fdopen(config.open_regular(file), "rb") as stream:
+            return config.bounded_text(stream, file)
     except OSError as error:
         raise ConfigurationError(f"{file}: cannot be read: {error.strerror}; there is no secret in it, so run: "
                                  f"chmod a+r {file}") from None
-    with os.fdopen(descriptor, "rb") as stream:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ConfigurationError(f"{file}: is not a regular file; give the file itself")
-        data = stream.read(config.MAX_FILE_SIZE + 1)
-    if len(data) > config.MAX_FILE_SIZE:
-        raise ConfigurationError(f"{file}: has more than {config.MAX_FILE_SIZE} bytes; split it")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError:
-        raise ConfigurationError(f"{file}: is not UTF-8 text") from None
 
 
 # What single lines cannot tell

@@ -357,11 +357,16 @@ def test_a_file_without_permission(file):
 def test_the_size_of_a_file_is_limited(file):
     size = config.MAX_FILE_SIZE
     assert load(file(SERVER + "#" * (size - len(SERVER)))).mode == "server"
-    assert f"has {size + 1} bytes; at most {size}" in refused(load, file(SERVER + "#" * (size + 1 - len(SERVER))))
+    assert f"has more than {size} bytes" in refused(load, file(SERVER + "#" * (size + 1 - len(SERVER))))
 
 
 def test_a_file_that_is_no_text(file):
     assert "is not UTF-8 text" in refused(load, file(b"mode = \xff\xfe"))
+
+
+def test_a_file_from_elsewhere_may_have_other_line_ends(file):
+    for end in ("\r\n", "\r"):
+        assert load(file(SERVER.replace("\n", end).encode())).ca == load(file(SERVER)).ca
 
 
 def test_a_pem_file_without_pem(file):
