@@ -4,6 +4,8 @@ import contextlib
 import dataclasses
 import ipaddress
 import logging
+import socket
+import struct
 import time
 import types
 
@@ -39,11 +41,13 @@ def site(tmp_path_factory):
 
 
 class Server:
-    """Answers every HELLO as script(hello) says: a message, raw bytes, or None to say nothing."""
+    """Answers every HELLO as script(hello) says: a message, raw bytes, or None to say nothing. resets: whoever comes
+    is cut off instead."""
 
     def __init__(self, context, script):
         self._context = context
         self.script = script
+        self.resets = False
         self.port = free_port()
         self.hellos = []
         self.tries = []
@@ -53,6 +57,10 @@ class Server:
 
     def _serve(self, sock, _address):
         self.tries.append(time.monotonic())
+        if self.resets:
+            # close(2) then says RST, socket(7).
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            return
         with contextlib.suppress(RemoteError, OSError):
             shake = tls.Handshake(sock, self._context)
             shake.authenticate()
@@ -277,6 +285,25 @@ def test_status_says_why_there_is_no_connection(start):
     assert client.status({})["failure"] is None
 
 
+def test_a_reset_does_not_hide_the_reason_before_it(start, caplog):
+    """A server resets whoever has failed before."""
+    client = start(count=1, script=lambda hello: Refuse("pool"), replace={"retry_max": 0.05})
+    until(lambda: client.status({})["failure"])
+    client.server.resets = True
+    until(lambda: "failed: Connection reset by peer" in caplog.text)
+    assert "pool" in client.status({})["failure"]
+    client.server.resets = False
+    client.server.script = lambda hello: b"\0\0"
+    until(lambda: "pool" not in client.status({})["failure"], "the next reason takes its place")
+
+
+def test_a_reset_is_a_reason_where_there_is_no_other(start):
+    client = start(count=1)
+    client.server.resets = True
+    until(lambda: client.status({})["failure"])
+    assert client.status({})["failure"].endswith(": Connection reset by peer")
+
+
 def test_a_frame_of_a_session_that_is_gone_already_breaks_nothing(start):
     """Joining is refused while the first connection still waits for its first authentic frame."""
     client = start(script=lambda hello: Refuse("session") if hello.session else granting(hello))
@@ -331,11 +358,18 @@ def gaps_of(client, count):
     return [later - earlier for earlier, later in zip(client.server.tries, client.server.tries[1:])][:count]
 
 
-def test_pauses_double_with_jitter_up_to_retry_max(start):
-    client = start(count=1, script=lambda hello: b"\0\0", replace={"retry_max": 0.1})
-    gaps = gaps_of(client, 8)
-    assert gaps[0] < 0.06
-    assert all(0.05 <= gap < 0.2 for gap in gaps[4:]) and len({round(gap, 3) for gap in gaps[4:]}) > 1
+def test_pauses_double_with_jitter_up_to_retry_max(start, monkeypatch):
+    pauses = []
+
+    def sleep(seconds):
+        pauses.append(seconds)
+        gevent.sleep(0)
+
+    monkeypatch.setattr(client_module, "gevent", types.SimpleNamespace(**{**vars(gevent), "sleep": sleep}))
+    start(count=1, script=lambda hello: b"\0\0", replace={"retry_max": 0.1})
+    until(lambda: len(pauses) >= 10, "ten tries", 10)
+    parts = [pause / full for pause, full in zip(pauses, [0.02, 0.04, 0.08, *[0.1] * 7])]
+    assert all(0.499 < part < 1.001 for part in parts) and max(parts) - min(parts) > 0.01
 
 
 def test_a_failure_that_took_long_is_no_success(start, monkeypatch):
