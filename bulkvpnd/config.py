@@ -880,7 +880,8 @@ def pem_text(configuration, name):
     file = pem_path(configuration, name)
     text = read_secret_file(file)
     if "-----BEGIN" not in text:
-        raise ConfigurationError(f"{configuration.path}: {name} = {file}: has no PEM text")
+        raise ConfigurationError(f"{configuration.path}: {name} = {file}: has no PEM text; it begins with "
+                                 "-----BEGIN")
     return text
 
 

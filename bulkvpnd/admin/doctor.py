@@ -70,7 +70,8 @@ def _files(arguments):
         return [arguments.config]
     if arguments.instance:
         if not config.NAME.fullmatch(arguments.instance):
-            raise config.ConfigurationError(f"{arguments.instance}: not the name of an instance")
+            raise config.ConfigurationError(f"{arguments.instance}: not the name of an instance; server is the one of "
+                                            "bulkvpnd@server")
         return [config.CONFIGURATION_DIRECTORY / f"{arguments.instance}.conf"]
     found = _configurations()
     if not found:

@@ -119,7 +119,8 @@ def _sockets(instance):
     if "/" in instance:
         return [pathlib.Path(instance) / SOCKET_NAME]
     if not config.NAME.fullmatch(instance):
-        raise StatusError(f"{instance!a}: not the name of an instance", os.EX_USAGE)
+        raise StatusError(f"{instance!a}: not the name of an instance; server is the one of bulkvpnd@server",
+                          os.EX_USAGE)
     return [RUNTIME_DIRECTORY / instance / SOCKET_NAME]
 
 
@@ -165,7 +166,8 @@ def exchange(path, request):
     except (FileNotFoundError, ConnectionRefusedError):
         raise StatusError(f"instance {name} is not running; start it with: systemctl start bulkvpnd@{name}") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise StatusError(f"instance {name} does not answer: {error or 'no reply'}") from None
+        raise StatusError(f"instance {name} does not answer: {error or 'no reply'}; see: "
+                          f"journalctl -u bulkvpnd@{name} -n 20") from None
     if not isinstance(report, dict):
-        raise StatusError(f"instance {name} does not answer: not an object")
+        raise StatusError(f"instance {name} does not answer with an object; restart it after an upgrade")
     return report

@@ -31,7 +31,7 @@ class Exporter:
             sock.listen(REQUESTS_MAX)
         except OSError as error:
             sock.close()
-            raise type(error)(error.errno, f"metrics = {transport.shown(self._address)}: {error.strerror}") from None
+            raise transport.cannot_listen("metrics", self._address, error) from None
         # No log: what a stranger asks for would be its lines.
         self._server = _Server(sock, self._app, spawn=Pool(REQUESTS_MAX), log=None, error_log=None)
         self._server.start()

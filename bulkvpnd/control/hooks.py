@@ -108,7 +108,8 @@ class Hooks:
         try:
             self._run_program(call)
         except OSError as error:
-            log.warning("%s %s: cannot be started: %s", call.path, call.event, error.strerror, extra={"limited": True})
+            log.warning("%s %s: cannot be started: %s; its first line has to name a program that is there", call.path,
+                        call.event, error.strerror, extra={"limited": True})
         finally:
             del self._running[call.key]
             self._start_next()

@@ -89,7 +89,7 @@ class Listener:
                     sock.bind(address)
                     sock.listen(BACKLOG)
                 except OSError as error:
-                    raise type(error)(error.errno, f"listen = {transport.shown(address)}: {error.strerror}") from None
+                    raise transport.cannot_listen("listen", address, error) from None
                 log.info("listening on %s", transport.shown(address))
         self._loop = get_hub().loop
         for sock in self._sockets:

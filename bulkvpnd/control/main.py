@@ -74,8 +74,15 @@ def run(configuration, load, check_only=False):
     try:
         return Main(Current(configuration, revocations, load), stop, reload).run()
     except (TunError, firewall.FirewallError, link.LinkError, MultipathError, OSError) as error:
-        log.error("%s", error)
+        log.error("%s", _said(error))
         return getattr(error, "exit_status", os.EX_NOPERM if isinstance(error, PermissionError) else 1)
+
+
+def _said(error):
+    """What an error says, without the number in front of which OSError puts its text."""
+    text = getattr(error, "strerror", None)
+    named = getattr(error, "filename", None)
+    return f"{named}: {text}" if text and named else text or str(error)
 
 
 def _now():
@@ -179,17 +186,17 @@ class Main:
                 raise config.ConfigurationError("reload: the text of a configuration is missing")
             live, restart = self._current.replace(text, prepare)
         except (config.ConfigurationError, OSError) as error:
-            log.error("not reloaded, the former configuration stays in force: %s", error,
+            log.error("not reloaded, the former configuration stays in force: %s", _said(error),
                       extra={"MESSAGE_ID": events.ID["not-reloaded"]})
-            raise CommandError(str(error)) from None
+            raise CommandError(_said(error)) from None
         service.set_level(self._current.configuration.log_level)
         role.revoke(self._current.revocations.context, self._current.revocations.revoked)
         self._hooks.reconfigure(self._current.configuration)
         try:
             role.reconfigure(self._current.configuration)
         except (firewall.FirewallError, link.LinkError, OSError) as error:
-            log.error("reloaded, but not all of it could be applied: %s", error)
-            raise CommandError(f"not all of it could be applied: {error}") from None
+            log.error("reloaded, but not all of it could be applied: %s", _said(error))
+            raise CommandError(f"not all of it could be applied: {_said(error)}") from None
         log.info("reloaded: in force: %s; after a restart: %s", ", ".join(live) or "nothing new",
                  ", ".join(restart) or "nothing", extra={"MESSAGE_ID": events.ID["reloaded"]})
         return {"instance": self._current.configuration.name, "live": live, "restart": restart}

@@ -1,5 +1,6 @@
 """Options of the outer TCP sockets, and how they are shown."""
 
+import errno
 import logging
 import socket
 
@@ -54,6 +55,16 @@ def set_buffers(sock, sndbuf, rcvbuf):
         except PermissionError:
             # Without CAP_NET_ADMIN the kernel caps the value at net.core.[rw]mem_max.
             sock.setsockopt(socket.SOL_SOCKET, plain, size)
+
+
+def cannot_listen(option, address, error):
+    """An OSError of the kind of `error` that names option, value and mend. address: (host, port), of a socket."""
+    mends = {
+        errno.EADDRINUSE: f"; see who has it with: ss -ltnp 'sport = :{address[1]}'",
+        errno.EADDRNOTAVAIL: "; no device here has that address yet, see: ip address",
+        errno.EACCES: "; a port below 1024 needs a drop-in for the unit, see bulkvpnd(8)",
+    }
+    return type(error)(error.errno, f"{option} = {shown(address)}: {error.strerror}{mends.get(error.errno, '')}")
 
 
 def shown(address):

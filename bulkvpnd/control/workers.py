@@ -93,7 +93,8 @@ class Workers:
             self._spawn(worker)
         for worker in self.all:
             if not worker.ready.wait(START_MAX):
-                raise OSError(f"worker {worker.index} did not start")
+                raise OSError(f"worker {worker.index} did not start within {START_MAX:.0f} s; the log before this "
+                              "line has what it said, if it said anything")
 
     def _spawn(self, worker):
         worker.link, theirs = WorkerLink.pair()

@@ -112,7 +112,8 @@ class Redirect:
             except NetlinkError as error:
                 if error.code != errno.EEXIST:
                     raise LinkError(f"redirect-gateway: default route: {reason(error)}") from None
-        raise LinkError("redirect-gateway: no routing table is free")
+        raise LinkError(f"redirect-gateway: every routing table from {_table(0)} to {_table(PLACES - 1)} is taken; "
+                        "see: ip rule")
 
     def _set_default(self, netlink, version, index):
         """index: None for unreachable. The new route comes before the old one goes."""

@@ -102,7 +102,7 @@ def test_port_in_use(attempt, good, shared_network):
     with inside(shared_network.server), socket.create_server(("192.0.2.1", 7443)):
         status, said, touched = attempt(good, "--listen=192.0.2.1:7443")
     assert status == 1 and touched
-    assert "listen = 192.0.2.1:7443: Address already in use" in said
+    assert "ERROR: listen = 192.0.2.1:7443: Address already in use; see who has it with: ss -ltnp" in said
     assert "bulk0" not in shared_network.server.ip("-br", "link")
 
 
@@ -124,7 +124,7 @@ def test_a_second_instance_of_one_name(attempt, good, shared_network, tmp_path):
 def test_address_of_nobody(attempt, good):
     status, said, _ = attempt(good, "--listen=198.51.100.1:7443")
     assert status == 1
-    assert "listen = 198.51.100.1:7443: Cannot assign requested address" in said
+    assert "ERROR: listen = 198.51.100.1:7443: Cannot assign requested address; no device here has that" in said
 
 
 def test_device_of_somebody_else(attempt, good, shared_network):

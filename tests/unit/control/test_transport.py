@@ -1,5 +1,7 @@
 """Options of the outer sockets, on real sockets. Buffers: beyond the kernel's limit where that is allowed."""
 
+import errno
+import os
 import pathlib
 import socket
 import types
@@ -72,3 +74,12 @@ def test_the_hosts_congestion_control_stays(monkeypatch, wanted):
 
 def tune(sock, congestion):
     transport.tune(sock, types.SimpleNamespace(congestion=congestion), None, None, 30)
+
+
+@pytest.mark.parametrize(("number", "mend"), [
+    (errno.EADDRINUSE, "; see who has it with: ss -ltnp 'sport = :443'"), (errno.EACCES, "; a port below 1024 needs"),
+    (errno.EADDRNOTAVAIL, "; no device here has that address"), (errno.ENOBUFS, ""),
+])  # fmt: skip
+def test_why_nobody_can_listen_there_names_option_value_and_mend(number, mend):
+    error = transport.cannot_listen("listen", ("::1", 443), OSError(number, os.strerror(number)))
+    assert error.errno == number and error.strerror.startswith(f"listen = [::1]:443: {os.strerror(number)}{mend}")
