@@ -146,7 +146,7 @@ def _renew(arguments):
             _hand_over(text, arguments.output)
         undo.pop_all()
     if in_place:
-        print(f"{file}: has the new certificate and key; systemctl restart bulkvpnd@server makes them count")
+        print(f"{file}: has the new certificate and key; systemctl reload bulkvpnd@server makes them count")
 
 
 def _revoke(arguments):
