@@ -20,6 +20,7 @@ PORT = [{"payload": {"protocol": protocol, "field": "dport"}} for protocol in ("
 PROTOCOL = [{"meta": {"key": "l4proto"}}, {"payload": {"protocol": "ip", "field": "protocol"}},
             {"payload": {"protocol": "ip6", "field": "nexthdr"}}]
 STATE = {"ct": {"key": "state"}}
+FLAGS = {"payload": {"protocol": "tcp", "field": "flags"}}
 DEVICE = [{"meta": {"key": key}} for key in ("iif", "iifname")]
 OTHERS = ("udp", "udplite", "icmp", "icmpv6", "igmp", "sctp", "dccp")
 """Protocols whose fields no segment of TCP has."""
@@ -126,6 +127,8 @@ def _matches(left, right, port):
         return _contains(right, "new")
     if left in DEVICE and right == "lo":
         return False
+    if isinstance(left, dict) and left.get("&", [None])[0] == FLAGS and right == "syn":
+        return True  # --syn of iptables
     return False if isinstance(left, dict) and left.get("payload", {}).get("protocol") in OTHERS else None
 
 

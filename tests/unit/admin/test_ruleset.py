@@ -89,6 +89,8 @@ DROPPED = {
     "all of TCP": ([[protocol("tcp"), DROP]], 1),
     "everything that is left": ([[port(22), ACCEPT], [device("lo"), ACCEPT], [REJECT]], 3),
     "by iptables": ([[protocol("tcp"), port(7443), {"xt": {"type": "target", "name": "REJECT"}}]], 1),
+    "by iptables with --syn": ([[match({"&": [{"payload": {"protocol": "tcp", "field": "flags"}},
+                                              ["fin", "syn", "rst", "ack"]]}, "syn"), port(7443), DROP]], 1),
     "by a map": ([[vmap(PORT, (22, ACCEPT), (7443, DROP))]], 1),
     "by a map of states": ([[vmap({"ct": {"key": "state"}}, ("established", ACCEPT), ("new", DROP))]], 1),
 }
