@@ -5,6 +5,7 @@ A site has one authority; it signs one certificate for each end, with one name a
     create_authority --> issue(role "server") --> server.conf  <-- check_own at start
                      `-> issue(role "client") --> client.conf  <-- check_own at start
                      `-> create_crl --> crl.pem  <-- read_crl at start and whenever it changes
+    renew_authority, with the same key, before it ends: all of the above stays good
     peer's certificate, verified by TLS --> identity --> its one name
 
 Nothing here reads a file, a clock or a socket: PEM text, DER bytes and `now` (an aware datetime) come in. Keys made
@@ -88,6 +89,28 @@ def create_authority(name, now, days):
     return _sign(subject, subject, key.public_key(), (now - CLOCK_SKEW, end), extensions, key), _key_pem(key)
 
 
+def renew_authority(certificate_pem, key_pem, now, days):
+    """Makes another certificate of an authority: same name, key and extensions, so what it has signed stays good.
+
+    certificate_pem, key_pem: PEM str; the certificate may have expired. now: aware datetime. days: int, how long the
+    new one is valid. Returns PEM str. Raises PKIError, also for an authority that another one has signed.
+    The end that still has the former certificate finds the same name and key in what the authority signs from now on,
+    and the same key identifier (RFC 5280 section 4.2.1.2). Where a certificate names its authority by serial number,
+    which none does that is made here, only the former certificate fits.
+    """
+    authority, key = _authority(certificate_pem, key_pem)
+    if authority.issuer != authority.subject:
+        raise PKIError("ca.crt: is signed by another authority; have that one renew it")
+    try:
+        # Its own key identifier as that of its issuer may come with the serial number, which is a new one.
+        extensions = [(one.value, one.critical) for one in authority.extensions
+                      if one.oid != ExtensionOID.AUTHORITY_KEY_IDENTIFIER]
+    except Exception as error:  # as in identity
+        raise PKIError(f"ca.crt: cannot be read: {_shown(error)}; make a new authority") from None
+    period = (now - CLOCK_SKEW, now + datetime.timedelta(days=days))
+    return _sign(authority.subject, authority.subject, authority.public_key(), period, extensions, key)
+
+
 def issue(authority_certificate_pem, authority_key_pem, name, role, now, days):
     """Makes a key and a certificate for one end, signed by the authority.
 
@@ -99,7 +122,8 @@ def issue(authority_certificate_pem, authority_key_pem, name, role, now, days):
     _check_name(name, config.NAME, "1 to 64 letters, digits, dots, underscores and hyphens")
     if role == "server":
         _check_name(name, SERVER_NAME, "like a host name: parts of at most 63 characters, and not an address")
-    authority, authority_key = _authority(authority_certificate_pem, authority_key_pem, now)
+    authority, authority_key = _authority(authority_certificate_pem, authority_key_pem)
+    _check_dates("ca.crt", authority, now)
     key = ec.generate_private_key(ec.SECP256R1())
     extensions = (
         (x509.BasicConstraints(ca=False, path_length=None), True),
@@ -187,7 +211,8 @@ def create_crl(authority_certificate_pem, authority_key_pem, revoked, number, no
     but never longer than the authority. Returns PEM str. Raises PKIError.
     Extensions are those that RFC 5280 section 5.2 demands.
     """
-    authority, authority_key = _authority(authority_certificate_pem, authority_key_pem, now)
+    authority, authority_key = _authority(authority_certificate_pem, authority_key_pem)
+    _check_dates("ca.crt", authority, now)
     builder = (
         x509.CertificateRevocationListBuilder()
         .issuer_name(authority.subject)
@@ -268,13 +293,12 @@ def validity(certificate):
     return certificate.not_valid_before.replace(tzinfo=utc), certificate.not_valid_after.replace(tzinfo=utc)
 
 
-def _authority(certificate_pem, key_pem, now):
-    """(certificate, private key) of an authority that can sign. Raises PKIError."""
+def _authority(certificate_pem, key_pem):
+    """(certificate, private key) of an authority. Raises PKIError."""
     authority = _certificates("ca.crt", certificate_pem)[0]
     authority_key = _private_key("ca.key", key_pem)
     if _public_bytes(authority_key.public_key()) != _public_bytes(authority.public_key()):
         raise PKIError("ca.key: is not the key of ca.crt; restore both from the same backup")
-    _check_dates("ca.crt", authority, now)
     return authority, authority_key
 
 

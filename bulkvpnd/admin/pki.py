@@ -77,7 +77,7 @@ def _init(arguments):
     )
     made = {
         base / "pki" / "ca.key": (ca_key, 0o600),
-        base / "pki" / "ca.crt": (ca, 0o644),
+        register.authority_path(base): (ca, 0o644),
         register.path(base, register.IN_USE, arguments.name): (certificate, 0o644),
         register.crl_path(base): (crl, 0o644),
         base / "server.conf": (text, 0o600),
@@ -121,6 +121,9 @@ def _renew(arguments):
     now = datetime.datetime.now(datetime.timezone.utc)
     base = arguments.directory
     authority = register.authority(base)
+    if arguments.name == register.named(register.authority_path(base), pki.describe_authority, authority[0])[0]:
+        _renew_authority(arguments, authority, now)
+        return
     old = next((one for one in register.records(base, register.IN_USE) if one.description.name == arguments.name), None)
     if old is None:
         raise files.CommandError(f"{arguments.name}: has no certificate in use; make one with: bulkvpnctl pki add")
@@ -147,6 +150,31 @@ def _renew(arguments):
         undo.pop_all()
     if in_place:
         print(f"{file}: has the new certificate and key; systemctl reload bulkvpnd@server makes them count")
+
+
+def _renew_authority(arguments, authority, now):
+    """Another certificate for the same key. What it has signed ends when it was going to, and is renewed by itself."""
+    base = arguments.directory
+    if arguments.remote or arguments.output:
+        raise files.CommandError(f"--remote, --output: are for clients and servers, and {arguments.name} is the "
+                                 "authority", os.EX_USAGE)
+    file, ca_file = base / "server.conf", register.authority_path(base)
+    old = authority[0]
+    new = register.named(base / "pki", pki.renew_authority, *authority, now, arguments.days)
+    text = files.read(file) if os.path.lexists(file) else ""
+    # The certificate itself and not the block that it is in: there may be others beside it.
+    in_place = text.count(old.strip()) == 1
+    with contextlib.ExitStack() as undo:
+        files.replace(ca_file, new, 0o644)
+        undo.callback(files.replace, ca_file, old, 0o644)
+        if in_place:
+            files.replace(file, text.replace(old.strip(), new.strip()), 0o600)
+        undo.pop_all()
+    print(f"{ca_file}: has the new certificate; clients get it with the next configuration that add or renew makes")
+    if in_place:
+        print(f"{file}: has it too; systemctl reload bulkvpnd@server puts it in force")
+    elif text:
+        print(f"{file}: does not have the former one inside; put the new one where its ca is, and reload the server")
 
 
 def _revoke(arguments):
@@ -186,11 +214,10 @@ def _list(arguments):
         lines = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in table)
         files.write_out("".join(line + "\n" for line in lines))
     due = [row for row in rows if row["state"] in ("expiring", "expired")]
+    # The authority first: nothing that it signs outlives it.
+    due.sort(key=lambda row: row["role"] != "authority")
     for row in due:
-        mend = {
-            "authority": "every end needs a certificate of a new one: pki init in another --directory",
-            "crl": "make a new one with: bulkvpnctl pki crl",
-        }.get(row["role"], f"make another with: bulkvpnctl pki renew {row['name']}")
+        mend = f"make another with: bulkvpnctl pki {'crl' if row['role'] == 'crl' else 'renew ' + row['name']}"
         verb = "expired" if row["state"] == "expired" else "expires"
         print(f"bulkvpnctl: {row['role']} {row['name']} {verb} on {row['expires'][:10]}; {mend}", file=sys.stderr)
     if due:
@@ -401,8 +428,8 @@ COMMANDS = {
         ("--qr", {"action": "store_const", "dest": "form", "const": "qr", "default": "file",
                   "help": "as a QR code of that line, in block characters"}),
     )),
-    "renew": (_renew, "make another certificate for a name that has one", (
-        _NAME,
+    "renew": (_renew, "make another certificate for a name that has one, or for the authority", (
+        ("name", {"metavar": "NAME", "help": "name of the client, the server or, as list shows it, the authority"}),
         option("remote", action="append",
                help="for a client: print a whole configuration, as add does; may be repeated"),
         _DAYS,

@@ -3,7 +3,7 @@
     DIR/                        0755   usually /etc/bulkvpn
       crl.pem                   0644   the revocation list; not secret, and the daemon, who is not root, reads it anew
       pki/                      0700
-        ca.key ca.crt           0600, 0644
+        ca.key ca.crt           0600, 0644; another certificate of the same key takes the place of ca.crt
         issued/NAME.crt         0644   the certificate in use of each name
         replaced/SERIAL.crt     0644   those that were renewed; they are good until they expire or are revoked
         revoked/SERIAL.crt      0644   those that are on the list
@@ -37,7 +37,11 @@ class Record:
 
 def authority(base):
     """(certificate, private key) of the authority, PEM. Raises CommandError, ConfigurationError."""
-    return files.read(base / "pki" / "ca.crt"), files.read(base / "pki" / "ca.key")
+    return files.read(authority_path(base)), files.read(base / "pki" / "ca.key")
+
+
+def authority_path(base):
+    return base / "pki" / "ca.crt"
 
 
 def path(base, place, name):
@@ -85,7 +89,7 @@ def crl(base):
     file = crl_path(base)
     if not os.path.lexists(file):
         return None
-    return named(file, pki.read_crl, files.read(file), files.read(base / "pki" / "ca.crt"))
+    return named(file, pki.read_crl, files.read(file), files.read(authority_path(base)))
 
 
 def revoked(base, now):
@@ -109,7 +113,7 @@ def write_crl(base, serials, now, days):
 
 def rows(base, now):
     """Everything that can expire, as `pki list` shows it: [{name, role, state, serial, expires, days}]."""
-    ca_file = base / "pki" / "ca.crt"
+    ca_file = authority_path(base)
     found = [
         _row(one.description.name, one.description.role, one.description.serial, one.description.expires, now,
              None if one.place == IN_USE else one.place)

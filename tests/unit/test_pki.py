@@ -262,7 +262,7 @@ def test_identity_is_one_good_name_or_none(names):
     assert name_or_reason(outside(ISSUER, names=names).der) == (names[0] if right else None)
 
 
-# create_authority, issue.
+# create_authority, renew_authority, issue.
 
 
 def test_authority_may_sign_ends_and_nothing_else(authority):
@@ -273,6 +273,62 @@ def test_authority_may_sign_ends_and_nothing_else(authority):
     assert usage.critical and usage.value.key_cert_sign and usage.value.crl_sign and not usage.value.digital_signature
     assert pki.validity(certificate) == (NOW - HOUR, NOW + 100 * DAY)
     assert certificate.public_key().curve.name == "secp256r1"
+
+
+def test_a_renewed_authority_is_the_same_but_for_its_dates(authority):
+    old, new = (x509.load_pem_x509_certificate(pem.encode())
+                for pem in (authority[0], pki.renew_authority(*authority, NOW + 5 * DAY, 700)))
+    assert pki.validity(new) == (NOW + 5 * DAY - HOUR, NOW + 705 * DAY) and new.serial_number != old.serial_number
+    assert (new.subject, new.issuer) == (old.subject, old.issuer) and is_signed_by(old, new) and is_signed_by(new, old)
+    assert [(one.oid, one.critical, one.value) for one in new.extensions] == [
+        (one.oid, one.critical, one.value) for one in old.extensions
+    ]
+
+
+def is_signed_by(certificate, issuer):
+    issuer.public_key().verify(certificate.signature, certificate.tbs_certificate_bytes,
+                               ec.ECDSA(certificate.signature_hash_algorithm))
+    return True
+
+
+@pytest.mark.parametrize("renewed", [(True, False), (False, True), (True, True)], ids=["server", "client", "both"])
+@pytest.mark.parametrize("signed", ["before", "after"])
+def test_tls_accepts_what_a_renewed_authority_signed_before_and_after(authority, renewed, signed):
+    """Either end may have the new certificate first."""
+    new = pki.renew_authority(*authority, NOW, 700)
+    pair = ends(authority if signed == "before" else (new, authority[1]))
+    pair = [(new if is_renewed else authority[0], *end[1:]) for end, is_renewed in zip(pair, renewed, strict=True)]
+    seen_by_server, seen_by_client = handshake(*pair)
+    assert (pki.identity(seen_by_server, "client"), pki.identity(seen_by_client, "server")) == ("alice", "server")
+    for end, role in zip(pair, ("server", "client"), strict=True):
+        assert pki.check_own(*end, role, NOW) == NOW + 10 * DAY
+
+
+def test_an_authority_that_has_expired_is_renewed(authority):
+    after = NOW + 200 * DAY
+    assert "expired" in refused(pki.issue, *authority, "alice", "client", after, 1)
+    new = pki.renew_authority(*authority, after, 5)
+    assert pki.issue(new, authority[1], "alice", "client", after, 1)
+
+
+@pytest.mark.parametrize("kind", KEYS)
+def test_an_authority_from_elsewhere_is_renewed(kind):
+    """Its own identifier of its issuer may name a serial number that is not the new one's, so it goes."""
+    ca = outside(kind=kind)
+    leaf = outside(ca)
+    new = pki.renew_authority(ca.pem, ca.key, NOW, 5)
+    assert pki.check_own(new, leaf.pem, leaf.key, "client", NOW)
+    oids = [one.oid for one in x509.load_pem_x509_certificate(new.encode()).extensions]
+    assert oids == [one.oid for one in ca.certificate.extensions
+                    if one.oid != x509.AuthorityKeyIdentifier.oid] != []
+
+
+def test_renew_authority_refuses(authority):
+    root = outside()
+    middle = outside(root)
+    assert "signed by another authority" in refused(pki.renew_authority, middle.pem, middle.key, NOW, 5)
+    assert "not the key" in refused(pki.renew_authority, root.pem, authority[1], NOW, 5)
+    assert "not a certificate" in refused(pki.renew_authority, "", authority[1], NOW, 5)
 
 
 def test_issue_allows_for_a_slow_clock_and_does_not_outlive_the_authority(authority):

@@ -188,7 +188,68 @@ def test_renew_a_server_whose_configuration_names_files(site, ctl, tmp_path):
     assert status == 0 and "<key>" in out and (site / "server.conf").read_text() == before
 
 
-@pytest.mark.parametrize("command", [("renew", "carol"), ("renew", "server", "--remote", "x"),
+def authority_name(ctl):
+    return next(row["name"] for row in json.loads(ctl("list", "--json")[1]) if row["role"] == "authority")
+
+
+def test_renew_the_authority(site, ctl, tmp_path):
+    """Both ends' certificates and the revocation list stay as they are, and go with it."""
+    file, ca_file = site / "server.conf", site / "pki" / "ca.crt"
+    file.write_text("# mine\n" + file.read_text())
+    ctl("revoke", "bob")
+    (_, before), old, crl = loaded(file), ca_file.read_text(), (site / "crl.pem").read_text()
+    alice = (site / "pki" / "issued" / "alice.crt").read_text()
+    status, out, error = ctl("renew", authority_name(ctl), "--days", "7000")
+    assert (status, error) == (0, "") and "systemctl reload" in out and out.count("\n") == 2
+    new = ca_file.read_text()
+    assert new != old and pki.describe_authority(new)[2] > now() + 6999 * DAY
+    _, after = loaded(file)
+    assert after == [new.strip() + "\n" * before[0].endswith("\n"), *before[1:]]
+    assert file.read_text().startswith("# mine\n") and pki.check_own(*after, "server", now())
+    assert [stat.S_IMODE(one.stat().st_mode) for one in (file, ca_file)] == [0o600, 0o644]
+    assert (site / "pki" / "issued" / "alice.crt").read_text() == alice
+    assert (site / "crl.pem").read_text() == crl and len(listed(site)) == 1
+    # The next client gets it.
+    assert ctl("add", "carol", "--remote", "x", "--output", str(tmp_path / "client.conf"))[0] == 0
+    assert loaded(tmp_path / "client.conf")[1][0].strip() == new.strip()
+
+
+def test_renew_an_authority_that_the_servers_configuration_names_as_a_file(site, ctl):
+    (site / "server.conf").write_text("mode = server\nca = ca.pem\n")
+    status, out, _ = ctl("renew", authority_name(ctl))
+    assert status == 0 and "server.conf: does not have the former one inside" in out
+    assert (site / "server.conf").read_text() == "mode = server\nca = ca.pem\n"
+
+
+def test_renew_an_authority_without_a_servers_configuration_beside_it(site, ctl):
+    (site / "server.conf").unlink()
+    status, out, _ = ctl("renew", authority_name(ctl))
+    assert status == 0 and out.count("\n") == 1 and not (site / "server.conf").exists()
+
+
+def test_renew_an_authority_whose_configuration_cannot_be_written_changes_nothing(site, ctl, monkeypatch):
+    name, old = authority_name(ctl), (site / "pki" / "ca.crt").read_text()
+    replace = files.replace
+
+    def full(file, *arguments):
+        if file.name == "server.conf":
+            raise files.CommandError("the disk is full")
+        replace(file, *arguments)
+
+    monkeypatch.setattr(files, "replace", full)
+    assert ctl("renew", name) == (1, "", "bulkvpnctl: the disk is full\n")
+    assert (site / "pki" / "ca.crt").read_text() == old
+
+
+@pytest.mark.parametrize("flag", ["--remote=x", "--output=/nowhere/file"])
+def test_renew_an_authority_makes_no_configuration(site, ctl, flag):
+    old = (site / "pki" / "ca.crt").read_text()
+    status, out, error = ctl("renew", authority_name(ctl), flag)
+    assert (status, out) == (os.EX_USAGE, "") and "is the authority" in error
+    assert (site / "pki" / "ca.crt").read_text() == old
+
+
+@pytest.mark.parametrize("command", [("renew", "carol"), ("renew", "server", "--remote", "x"), ("renew", "a\nb"),
                                      ("renew", "alice", "--output", "/nowhere/file")])  # fmt: skip
 def test_renew_that_cannot_be_changes_nothing(site, ctl, command):
     def tree():
@@ -215,6 +276,18 @@ def test_list_warns_ahead_of_time(site, ctl):
     assert rows["dave"]["state"] == "expiring" and rows["dave"]["days"] == 29 and rows["carol"]["state"] == "valid"
     # One that is not in use any more is nobody's worry.
     assert ctl("renew", "dave")[0] == 0
+    assert ctl("list")[::2] == (0, "")
+
+
+def test_list_warns_of_the_authority_first(tmp_path, ctl):
+    """What it signed ends with it, and so would what is signed before it is renewed."""
+    assert ctl("init", "--days", "20")[0] == 0
+    name = authority_name(ctl)
+    status, _, error = ctl("list")
+    assert status == 2 and [line.split()[1] for line in error.splitlines()] == ["authority", "server", "crl"]
+    assert f"authority {name} expires on " in error and f"make another with: bulkvpnctl pki renew {name}\n" in error
+    for command in (("renew", name), ("renew", "server"), ("crl",)):
+        assert ctl("list")[0] == 2 and ctl(*command)[0] == 0
     assert ctl("list")[::2] == (0, "")
 
 
