@@ -38,6 +38,11 @@ EVENTS = (
           "The certificate of this end expires soon",
           "When it has expired no connection can be made any more. Make another with: bulkvpnctl pki "
           "renew NAME and put it in force with: systemctl reload bulkvpnd@@INSTANCE@"),
+    Event("authority-expires", "91105edfb5944e859613a05c0c425ace",
+          "The certificate of the authority expires soon",
+          "When it has expired no end takes another's certificate any more. On the authority's machine "
+          "bulkvpnctl pki list shows its name, and bulkvpnctl pki renew makes another certificate with the "
+          "same key, which each end needs by then as its ca; then: systemctl reload bulkvpnd@@INSTANCE@"),
     Event("no-offload", "91b10ed47c2146989771d4a03ca4a3a6",
           "The kernel makes no super-packets for the tunnel",
           "The tunnel works, at a fraction of the speed. The reason is in the message; a newer kernel "

@@ -26,6 +26,9 @@ from bulkvpnd import config
 CLOCK_SKEW = datetime.timedelta(hours=1)
 """How far an end's clock may be behind the authority's when a fresh certificate is first used (choice)."""
 
+WARNING_TIME = datetime.timedelta(days=30)
+"""How long before it expires that is said of anything: a month to notice, whoever is away (choice)."""
+
 USAGES = {"server": ExtendedKeyUsageOID.SERVER_AUTH, "client": ExtendedKeyUsageOID.CLIENT_AUTH}
 """The extended key usage (RFC 5280 section 4.2.1.12) that each role must have."""
 
@@ -171,9 +174,10 @@ def check_own(ca_pem, certificate_pem, key_pem, role, now):
 
     ca_pem: one or several authorities. certificate_pem: this end's certificate, after it those of authorities in
     between, if there are any. key_pem: its private key. role: what this end is. now: aware datetime.
-    Returns when the first of the certificates in use expires, an aware datetime. Raises PKIError, one line that names
-    the option and the mend. Understands ECDSA, RSA PKCS #1 v1.5, Ed25519 and Ed448 signatures; RSA-PSS cannot be
-    told apart by cryptography 38 and is refused.
+    Returns when what is in use expires, {"certificate": aware datetime, "ca": aware datetime}: the first certificate of
+    a chain, and the last of an authority's that were renewed. Raises PKIError, one line that names the option and the
+    mend. Understands ECDSA, RSA PKCS #1 v1.5, Ed25519 and Ed448 signatures; RSA-PSS cannot be told apart by
+    cryptography 38 and is refused.
     """
     authorities = _certificates("ca", ca_pem)
     chain = _certificates("certificate", certificate_pem)
@@ -187,8 +191,10 @@ def check_own(ca_pem, certificate_pem, key_pem, role, now):
         signers = [issuer for issuer in issuers if _is_signed_by(certificate, issuer)]
         if not signers:
             raise PKIError("certificate: is not signed by the ca; use the ca and certificate that were made together")
-    _check_dates("ca", signers[0], now)
-    return min(validity(certificate)[1] for certificate in (*chain, signers[0]))
+    # As OpenSSL, which takes one that has not expired where it has the choice.
+    authority = max(signers, key=lambda one: validity(one)[1])
+    _check_dates("ca", authority, now)
+    return {"certificate": min(validity(one)[1] for one in chain), "ca": validity(authority)[1]}
 
 
 def describe(certificate_pem):

@@ -5,7 +5,6 @@ the doctor would have to know.
 """
 
 import dataclasses
-import datetime
 import ipaddress
 from collections.abc import Callable
 
@@ -15,8 +14,6 @@ from bulkvpnd.admin.diagnosis import FINE, NOT_CHECKED, NOTE, PROBLEM, Verdict, 
 from bulkvpnd.admin.status import StatusError
 from bulkvpnd.host import firewall, gateway, tuning
 
-EXPIRES_SOON = datetime.timedelta(days=30)
-"""As the daemon warns (choice)."""
 PING_SIZE = 128
 """Bytes of a packet that any path carries (choice)."""
 
@@ -106,15 +103,18 @@ def _certificate(subject):
     try:
         texts = [subject.machine.pem(name) for name in ("ca", "certificate", "key")]
         now = subject.machine.now()
-        expires = pki.check_own(*texts, subject.configuration.mode, now)
+        expiries = pki.check_own(*texts, subject.configuration.mode, now)
         name = pki.describe(texts[1]).name
     except (config.ConfigurationError, pki.PKIError) as error:
         expired = "expired at" in str(error)
         mend = "timedatectl shows the clock; on the authority's machine: bulkvpnctl pki renew NAME" if expired else None
         return [Verdict(PROBLEM, str(error), mend)]
-    text = f"{name}, valid until {expires:%Y-%m-%d}"
-    if expires - now < EXPIRES_SOON:
-        return [Verdict(NOTE, text, f"on the authority's machine: bulkvpnctl pki renew {name}")]
+    text = f"{name}, valid until {min(expiries.values()):%Y-%m-%d}"
+    mends = {"ca": "bulkvpnctl pki list says how to renew the authority, and then what it signed",
+             "certificate": f"bulkvpnctl pki renew {name}"}
+    due = [mend for option, mend in mends.items() if expiries[option] - now < pki.WARNING_TIME]
+    if due:
+        return [Verdict(NOTE, text, f"on the authority's machine: {due[0]}")]
     return [Verdict(FINE, text)]
 
 

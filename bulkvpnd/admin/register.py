@@ -20,9 +20,6 @@ import pathlib
 from bulkvpnd import pki
 from bulkvpnd.admin import files
 
-WARNING_DAYS = 30
-"""Days before an expiry at which it is warned of (choice)."""
-
 IN_USE, REPLACED, REVOKED = "issued", "replaced", "revoked"
 
 
@@ -130,7 +127,7 @@ def rows(base, now):
 def _row(name, role, serial, expires, now, state=None):
     left = expires - now
     if state is None:
-        is_soon = left < datetime.timedelta(days=WARNING_DAYS)
+        is_soon = left < pki.WARNING_TIME
         state = "expired" if left < datetime.timedelta() else "expiring" if is_soon else "valid"
     return {
         "name": name, "role": role, "state": state, "serial": f"{serial:x}", "expires": expires.isoformat(),

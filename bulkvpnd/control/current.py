@@ -20,7 +20,7 @@ PEM_OPTIONS = ("ca", "certificate", "key", "crl")
 def check(configuration):
     """What can be said about a configuration before anything is touched.
 
-    Returns (Configuration with its clients, Revocations, expiry of the own certificate). Raises ConfigurationError.
+    Returns (Configuration with its clients, Revocations, expiries of pki.check_own). Raises ConfigurationError.
     """
     configuration = dataclasses.replace(configuration, clients=clients.load(configuration))
     gateway.check(configuration)
@@ -29,22 +29,28 @@ def check(configuration):
     texts = [config.pem_text(configuration, name) for name in ("ca", "certificate", "key")]
     now = datetime.datetime.now(datetime.timezone.utc)
     try:
-        expiry = pki.check_own(*texts, configuration.mode, now)
+        expiries = pki.check_own(*texts, configuration.mode, now)
     except pki.PKIError as error:
         raise config.ConfigurationError(f"{configuration.path}: {error}") from None
-    return configuration, Revocations(configuration, now), expiry
+    return configuration, Revocations(configuration, now), expiries
 
 
 class Current:
-    """configuration: in force. revocations: of control.revocation, likewise; both as check() returned them.
+    """configuration, revocations, expiries: in force, as check() returned them.
 
     load(text): the Configuration that the file holds, or `text` in its place; raises ConfigurationError.
     """
 
-    def __init__(self, configuration, revocations, load):
+    def __init__(self, configuration, revocations, expiries, load):
         self.configuration = configuration
         self.revocations = revocations
+        self._expiries = expiries
         self._load = load
+
+    @property
+    def expiries(self):
+        """{option: when what it holds expires, aware datetime} of certificate, ca and, if there is one, crl."""
+        return self._expiries | ({"crl": self.revocations.expires} if self.revocations.expires else {})
 
     def replace(self, text, prepare):
         """Another configuration comes into force, as far as it can.
@@ -58,7 +64,7 @@ class Current:
         if wanted.mode != old.mode:
             raise config.ConfigurationError(f"{old.path}: mode = {wanted.mode}: this instance runs as a {old.mode}; "
                                             f"restart it, or leave mode = {old.mode}")
-        wanted, revocations, _ = check(wanted)
+        wanted, revocations, expiries = check(wanted)
         live, restart = {}, []
         fields = {}
         for option in config.OPTIONS:
@@ -79,5 +85,5 @@ class Current:
             restart.append(clients.directory_of(old).name)
         merged = dataclasses.replace(old, **fields)
         prepare(old, merged)
-        self.configuration, self.revocations = merged, revocations
+        self.configuration, self.revocations, self._expiries = merged, revocations, expiries
         return live, restart

@@ -27,6 +27,7 @@ from bulkvpnd import __version__, config, events, hardening, service
 from bulkvpnd.control import ciphers
 from bulkvpnd.control.client import Client
 from bulkvpnd.control.current import Current, check
+from bulkvpnd.control.expiry import Expiry
 from bulkvpnd.control.hooks import Hooks
 from bulkvpnd.control.multipath import Multipath, literal_addresses
 from bulkvpnd.control.server import Server
@@ -40,7 +41,6 @@ from bulkvpnd.host.tun import Tun, TunError
 
 log = logging.getLogger(__name__)
 
-EXPIRY_WARNING_DAYS = 30
 STATUS_PERIOD = 5.0
 """Seconds between two STATUS= lines for systemd (choice)."""
 _ROLES = {"server": Server, "client": Client}
@@ -49,12 +49,13 @@ _ROLES = {"server": Server, "client": Client}
 def run(configuration, load, check_only=False):
     """Runs the daemon until it is stopped. load(text): as control.current.Current has it. Returns the exit status."""
     try:
-        configuration, revocations, expiry = check(configuration)
+        configuration, revocations, expiries = check(configuration)
     except config.ConfigurationError as error:
         print(f"bulkvpnd: {error}", file=sys.stderr)
         return os.EX_CONFIG
+    valid_until = f"{min(expiries.values()):%Y-%m-%d}"
     if check_only:
-        print(f"{configuration.path}: good; the certificate is valid until {expiry:%Y-%m-%d}")
+        print(f"{configuration.path}: good; the certificate is valid until {valid_until}")
         return os.EX_OK
     service.set_up_logging(configuration.name, configuration.log_level)
     # Stop signals count from here on; before the loop runs them they would end Python half-way through a change.
@@ -65,14 +66,10 @@ def run(configuration, load, check_only=False):
     gevent.signal_handler(signal.SIGHUP, reload.set)
     if not hardening.hide_memory():
         log.warning("this process cannot hide its memory from others of its user")
-    log.info("bulkvpnd %s, mode %s, certificate valid until %s", __version__, configuration.mode, f"{expiry:%Y-%m-%d}",
+    log.info("bulkvpnd %s, mode %s, certificate valid until %s", __version__, configuration.mode, valid_until,
              extra={"MESSAGE_ID": events.ID["started"]})
-    days = (expiry - _now()).days
-    if days < EXPIRY_WARNING_DAYS:
-        log.warning("the certificate expires in %d days; renew it", days,
-                    extra={"MESSAGE_ID": events.ID["certificate-expires"]})
     try:
-        return Main(Current(configuration, revocations, load), stop, reload).run()
+        return Main(Current(configuration, revocations, expiries, load), stop, reload).run()
     except (TunError, firewall.FirewallError, link.LinkError, MultipathError, OSError) as error:
         log.error("%s", _said(error))
         return getattr(error, "exit_status", os.EX_NOPERM if isinstance(error, PermissionError) else 1)
@@ -95,6 +92,7 @@ class Main:
     def __init__(self, current, stop, reload):
         self._current = current
         self._exporter = None
+        self._expiry = Expiry()
         self._stop = stop
         self._reload = reload
         self._failure = None
@@ -246,6 +244,7 @@ class Main:
                 self._reload.clear()
                 self._on_hangup(role)
             self._check_revocations(role)
+            self._expiry.check(self._current.expiries, _now())
             service.notify(WATCHDOG=1)
             if now - shown >= STATUS_PERIOD:
                 service.notify(STATUS=role.summary())

@@ -1,6 +1,6 @@
 """The revocation list in force, and the TLS context that goes by it.
 
-    crl: at start, when the file changes, when the list expires, on SIGHUP
+    crl: at start, when the file changes, on SIGHUP
       |-- good --> a new SSLContext for later handshakes, and `revoked` for the connections that live
       '-- bad ---> the former list stays in force
 
@@ -8,19 +8,13 @@ An SSLContext keeps every list that it was ever given, so each list gets a conte
 expired, OpenSSL refuses every certificate: whoever can keep a new list away must not keep a revoked client in.
 """
 
-import datetime
 import logging
 import os
 
-from bulkvpnd import config, events, pki
+from bulkvpnd import config, pki
 from bulkvpnd.control import tls
 
 log = logging.getLogger(__name__)
-
-WARNING_TIME = datetime.timedelta(days=30)
-"""Before the list expires (choice, as for certificates)."""
-REMINDER_TIME = datetime.timedelta(hours=1)
-"""Between two lines of the log about a list that expires or has expired (choice)."""
 
 
 class Revocations:
@@ -33,7 +27,6 @@ class Revocations:
     def __init__(self, configuration, now):
         self._configuration = configuration
         self._crl = None
-        self._reminded = None
         self._stamp = self._look()
         self.revoked = {}
         self._install(tls.read_texts(configuration), now)
@@ -49,6 +42,11 @@ class Revocations:
         self.context = tls.make_context(self._configuration, texts)
         self.texts, self._crl = texts, crl
         self.revoked = crl.revoked if crl else {}
+
+    @property
+    def expires(self):
+        """When the list in force expires, aware datetime; None without the option `crl`."""
+        return self._crl.last if self._crl else None
 
     def _look(self):
         """What tells one version of the file from another; None where there is no file."""
@@ -73,24 +71,6 @@ class Revocations:
                 log.error("%s; the former revocation list stays in force", error)
                 is_new = False
             else:
-                self._reminded = None
                 log.info("revocation list read: %d certificates, valid until %s", len(self.revoked),
                          f"{self._crl.last:%Y-%m-%d}")
-        self._remind(now)
         return is_new
-
-    def _remind(self, now):
-        last, left = self._crl.last, self._crl.last - now
-        if left > WARNING_TIME:
-            return
-        period = REMINDER_TIME if now > last else 24 * REMINDER_TIME
-        # That it has expired is said at once, however short ago it was warned of.
-        if self._reminded and now - self._reminded < period and (self._reminded > last) == (now > last):
-            return
-        self._reminded = now
-        if now > last:
-            log.error("the revocation list has expired, so every new connection is refused; make a new one with: "
-                      "bulkvpnctl pki crl", extra={"MESSAGE_ID": events.ID["revocations-expired"]})
-        else:
-            log.warning("the revocation list expires in %d days; make a new one with: bulkvpnctl pki crl", left.days,
-                        extra={"MESSAGE_ID": events.ID["revocations-expired"]})

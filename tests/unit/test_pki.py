@@ -301,7 +301,19 @@ def test_tls_accepts_what_a_renewed_authority_signed_before_and_after(authority,
     seen_by_server, seen_by_client = handshake(*pair)
     assert (pki.identity(seen_by_server, "client"), pki.identity(seen_by_client, "server")) == ("alice", "server")
     for end, role in zip(pair, ("server", "client"), strict=True):
-        assert pki.check_own(*end, role, NOW) == NOW + 10 * DAY
+        assert pki.check_own(*end, role, NOW) == {
+            "certificate": NOW + 10 * DAY, "ca": NOW + (700 if end[0] == new else 100) * DAY
+        }
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_former_certificate_of_an_authority_may_stand_beside_the_new_one(order):
+    """Even when it has expired: OpenSSL and check_own take the one that is good."""
+    authority = pki.create_authority("authority", NOW - 100 * DAY, 99)
+    new = pki.renew_authority(*authority, NOW, 700)
+    server, client = (("".join([authority[0], new][::order]), *end[1:]) for end in ends((new, authority[1])))
+    handshake(server, client)
+    assert pki.check_own(*client, "client", NOW)["ca"] == NOW + 700 * DAY
 
 
 def test_an_authority_that_has_expired_is_renewed(authority):
@@ -341,7 +353,7 @@ def test_issue_allows_for_a_slow_clock_and_does_not_outlive_the_authority(author
 def test_issue_by_an_authority_from_elsewhere(kind):
     ca = outside(kind=kind)
     certificate, key = pki.issue(ca.pem, ca.key, "alice", "client", NOW, 9)
-    assert pki.check_own(ca.pem, certificate, key, "client", NOW) == pki.validity(ca.certificate)[1]
+    assert pki.check_own(ca.pem, certificate, key, "client", NOW)["certificate"] == pki.validity(ca.certificate)[1]
 
 
 def test_serials_differ(authority):
@@ -377,13 +389,16 @@ def test_issue_refuses_a_bad_authority(authority):
 # check_own.
 
 
-def test_check_own_returns_the_first_expiry(authority):
+def test_check_own_returns_the_expiries(authority):
     certificate, key = pki.issue(*authority, "alice", "client", NOW, 10)
-    expiry = pki.check_own(authority[0], certificate, key, "client", NOW)
-    assert expiry == NOW + 10 * DAY and expiry.utcoffset() == datetime.timedelta()
-    ca = outside(last=NOW + 2 * DAY)
+    expiries = pki.check_own(authority[0], certificate, key, "client", NOW)
+    assert expiries == {"certificate": NOW + 10 * DAY, "ca": NOW + 100 * DAY}
+    assert {expiry.utcoffset() for expiry in expiries.values()} == {datetime.timedelta()}
+    ca, unused = outside(last=NOW + 2 * DAY), outside(last=NOW + HOUR)
     leaf = outside(ca, last=NOW + 3 * DAY)
-    assert pki.check_own(ca.pem, leaf.pem, leaf.key, "client", NOW) == NOW + 2 * DAY
+    assert pki.check_own(unused.pem + ca.pem, leaf.pem, leaf.key, "client", NOW) == {
+        "certificate": NOW + 3 * DAY, "ca": NOW + 2 * DAY
+    }
 
 
 @pytest.mark.parametrize("kind", KEYS)
@@ -403,7 +418,7 @@ def test_check_own_follows_a_chain_and_finds_the_right_authority():
     middle = outside(root, last=NOW + HOUR)
     leaf = outside(middle)
     check = (leaf.key, "client", NOW)
-    assert pki.check_own(other.pem + root.pem, leaf.pem + middle.pem, *check) == NOW + HOUR
+    assert pki.check_own(other.pem + root.pem, leaf.pem + middle.pem, *check)["certificate"] == NOW + HOUR
     assert "not signed by the ca" in refused(pki.check_own, root.pem, leaf.pem, *check)
     assert "not signed by the ca" in refused(pki.check_own, other.pem, leaf.pem + middle.pem, *check)
     assert "not signed by the ca" in refused(pki.check_own, root.pem, leaf.pem + root.pem + middle.pem, *check)
@@ -484,4 +499,4 @@ def test_check_own_takes_what_openssl_makes(tmp_path):
     texts = [tmp_path.joinpath(name).read_text() for name in ("ca", "certificate", "key")]
     assert "EC PARAMETERS" in texts[2]
     now = datetime.datetime.now(datetime.timezone.utc)
-    assert now < pki.check_own(*texts, "client", now) <= now + 1 * DAY
+    assert now < pki.check_own(*texts, "client", now)["certificate"] <= now + 1 * DAY

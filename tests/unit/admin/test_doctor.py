@@ -215,6 +215,15 @@ def test_dates_of_the_certificate(texts, days, state, words):
     assert set(found) == {state} and words in found[state]
 
 
+def test_an_authority_that_ends_with_its_certificates(texts):
+    """A certificate that is renewed before the authority would end as soon."""
+    begin = datetime.datetime(2026, 5, 1, tzinfo=datetime.timezone.utc)
+    ca, ca_key = pki.create_authority("authority", begin, 50)
+    certificate, key = pki.issue(ca, ca_key, "laptop", "client", begin, 365)
+    found = states("certificate", machine=Double({"ca": ca, "certificate": certificate, "key": key}))
+    assert set(found) == {NOTE} and "renew the authority" in found[NOTE] and "valid until 2026-06-20" in found[NOTE]
+
+
 def test_a_key_that_others_can_read(texts):
     error = config.ConfigurationError("key.pem: holds a private key and has mode 0644; run: chmod 600 key.pem")
     assert "chmod 600" in states("certificate", machine=Double(error))[PROBLEM]

@@ -3,9 +3,9 @@
 import dataclasses
 
 import pytest
-from doubles import Authority, configuration
+from doubles import DAY, NOW, Authority, configuration
 
-from bulkvpnd import config
+from bulkvpnd import config, pki
 from bulkvpnd.control.current import Current, check
 
 
@@ -25,8 +25,7 @@ class Site:
     def __init__(self, directory, end, mode="server", **options):
         self.directory, self.end, self.mode, self.options = directory, end, mode, options
         self.calls = []
-        made, revocations, _ = check(self.written())
-        self.current = Current(made, revocations, lambda text: text or self.written())
+        self.current = Current(*check(self.written()), lambda text: text or self.written())
 
     def written(self, **options):
         end = options.pop("end", self.end)
@@ -89,6 +88,22 @@ def test_another_certificate_is_another_context(site, authority):
     assert site.current.revocations.context is not before
 
 
+def test_what_is_in_force_says_when_it_expires(site, authority):
+    """Of another authority's certificate and list too, once they are in force and not before."""
+    assert site.current.expiries == {"certificate": NOW + 10 * DAY, "ca": NOW + 100 * DAY}
+    other = Authority("other")
+    other.pem = pki.renew_authority(other.pem, other.key, NOW, 200)
+    certificate = pki.issue(other.pem, other.key, "server", "server", NOW, 20)
+    (site.directory / "crl.pem").write_text(pki.create_crl(other.pem, other.key, {}, 1, NOW, 30))
+    with pytest.raises(config.ConfigurationError):
+        site.replace(end=(authority.pem, *certificate))
+    assert site.current.expiries["ca"] == NOW + 100 * DAY
+    site.replace(end=(other.pem, *certificate), crl="crl.pem")
+    assert site.current.expiries == {
+        "certificate": NOW + 20 * DAY, "ca": NOW + 200 * DAY, "crl": NOW + 30 * DAY
+    }
+
+
 def test_a_file_that_changed_under_the_same_name_is_read_again(tmp_path, authority):
     files = {}
     for name, text in zip(("ca", "certificate", "key"), authority.issue("server", "server"), strict=True):
@@ -98,8 +113,8 @@ def test_a_file_that_changed_under_the_same_name_is_read_again(tmp_path, authori
     path = tmp_path / "server.conf"
     path.write_text("mode = server\npool-ipv4 = 10.86.0.0/24\n"
                     + "".join(f"{name} = {file}\n" for name, file in files.items()))
-    made, revocations, _ = check(config.load(["--config", str(path)])[0])
-    current = Current(made, revocations, lambda text: config.load(["--config", str(path)], text)[0])
+    made = check(config.load(["--config", str(path)])[0])
+    current = Current(*made, lambda text: config.load(["--config", str(path)], text)[0])
     assert current.replace(None, lambda old, new: None) == ({}, [])
     for name, text in zip(("ca", "certificate", "key"), authority.issue("server", "server"), strict=True):
         files[name].write_text(text)

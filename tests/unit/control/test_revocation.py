@@ -10,7 +10,7 @@ from doubles import DAY, NOW, Authority, configuration, context
 from test_tls import both, refused
 
 from bulkvpnd import config, pki
-from bulkvpnd.control.revocation import REMINDER_TIME, Revocations
+from bulkvpnd.control.revocation import Revocations
 
 LATER = NOW + datetime.timedelta(seconds=1)
 """After the end of a list that is valid until NOW; to OpenSSL, which asks the real clock, NOW is in the past."""
@@ -89,6 +89,7 @@ def test_it_is_read_when_it_changed_or_on_demand_and_else_never(site, clients):
 def test_without_the_option_nothing_is_ever_read(tmp_path, authority, clients):
     made = Revocations(configuration(tmp_path, "server", authority.issue("server", "server")), NOW)
     assert not made.check(NOW, force=True) and made.revoked == {} and gets_in(made, clients["alice"])
+    assert made.expires is None
 
 
 BAD = {
@@ -124,39 +125,15 @@ def test_with_such_a_list_it_does_not_start(site, spoil):
     assert "server.conf" in str(caught.value) or "crl.pem" in str(caught.value)
 
 
-def test_a_list_that_expired_refuses_everybody(site, clients, caplog):
+def test_a_list_that_expired_refuses_everybody(site, clients):
     """OpenSSL asks the real clock: the list has ended already, and the daemon's clock is before that."""
     site.write(days=0)
     made = site.revocations()
     seen, _ = both(made.context, clients["bob"][0])
     refused(seen, "certificate", "expired")
-    caplog.clear()
-    made.check(NOW)
-    made.check(LATER)
-    assert "expires in 0 days" in caplog.records.pop(0).getMessage()
-    (line,) = caplog.records
-    assert line.levelno == logging.ERROR and "every new connection is refused" in line.getMessage()
-    made.check(LATER + REMINDER_TIME / 2)
-    assert len(caplog.records) == 1
-    made.check(LATER + REMINDER_TIME)
-    assert len(caplog.records) == 2
+    assert made.expires == NOW
     site.write()
-    assert made.check(LATER) and gets_in(made, clients["bob"])
-
-
-def test_warnings_ahead_of_time(site, caplog):
-    site.write(days=10)
-    made = site.revocations()
-    made.check(NOW)
-    assert "expires in 10 days" in caplog.text and len(caplog.records) == 1
-    made.check(NOW + REMINDER_TIME)
-    assert len(caplog.records) == 1
-    made.check(NOW + DAY)
-    assert "expires in 9 days" in caplog.text and len(caplog.records) == 2
-    site.write(days=90)
-    caplog.clear()
-    made.check(NOW)
-    assert "expires" not in caplog.text
+    assert made.check(LATER) and gets_in(made, clients["bob"]) and made.expires == NOW + 90 * DAY
 
 
 def test_a_list_beside_another(site, authority, clients, tmp_path):
