@@ -56,6 +56,24 @@ def test_pushed_routes_by_the_policy(network):
     assert client.stop() == 0
 
 
+def test_a_clients_address_is_not_for_its_neighbours(network):
+    """The class of CVE-2019-14899: who shares a network with the client, here the server's machine, outside the tunnel.
+    """
+    def answers(address):
+        return network.server.run(["ping", "-n", "-c", 1, "-W", "1", address], check=False).returncode == 0
+
+    inner, others = ("10.86.0.2", "fd86::2"), ("10.99.0.9", "fd99::9")
+    for address, other, way in zip(inner, others, ("192.0.2.2", "2001:db8::2"), strict=True):
+        network.client.ip("address", "add", other, "dev", "lo")
+        network.server.ip("route", "add", other, "via", way)
+    network.start_server().wait_ready()
+    network.start_client().wait_ready()
+    assert all(map(answers, (*inner, *others))), "those of the tunnel through the tunnel"
+    for address, way in zip(inner, ("192.0.2.2", "2001:db8::2"), strict=True):
+        network.server.ip("route", "add", address, "via", way)
+    assert [*map(answers, (*inner, *others))] == [False, False, True, True]
+
+
 def test_own_routes_lead_around_the_server(network):
     """192.0.2.0/29 has the server in it: its connections stay outside, and the rest of the network does not."""
     before = snapshot.take(network.client)

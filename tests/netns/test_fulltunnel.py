@@ -216,6 +216,21 @@ def test_nothing_leaves_while_the_server_is_away(net, wire):
     assert net.get(WEB[4]) == OUTSIDE[4]
 
 
+@pytest.mark.parametrize("switch", ["no", "yes"])
+def test_routes_of_a_hostile_network_lead_nothing_around_the_switch(net, wire, switch):
+    """As DHCP hands them out (option 121; CVE-2024-3661). Without the switch they win over the full tunnel."""
+    net.network.start_server().wait_ready()
+    client = net.start_client("--redirect-gateway=yes", f"--kill-switch={switch}").wait_ready()
+    client.wait_connections(4)
+    assert (net.get(WEB[4]), net.get(WEB[6])) == ("10.86.0.2", "fd86::2")
+    for half in ("0.0.0.0/1", "128.0.0.0/1"):
+        net.client.ip("route", "add", half, "via", "192.0.2.1")
+    net.client.ip("-6", "route", "add", "2000::/3", "via", "2001:db8::1")
+    assert leaks(net, wire) == (switch == "no")
+    client.wait_connections(4)
+    assert client.stop() == 0
+
+
 def test_local_networks_stay_within_reach(net):
     client = net.start_client("--redirect-gateway=yes", "--kill-switch=yes", f"--local-networks={WEB[4]}/32")
     wait_until(lambda: client.lines("failed: "), 20, "a try that failed")
