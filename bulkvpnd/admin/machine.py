@@ -21,7 +21,6 @@ import time
 import dns.exception
 import dns.message
 import dns.query
-from pyroute2 import IPRoute
 
 from bulkvpnd import config
 from bulkvpnd.admin import status
@@ -193,21 +192,8 @@ class Machine:
         return sysctl.Ledger(directory, sysctl.BY_HAND, by_hand=True)
 
     def routes(self):
-        """[(network, device name), ...] of the main table, without default routes and those made by bulkvpnd around the
-        tunnel. Raises OSError."""
-        found = []
-        with IPRoute() as netlink:
-            names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in netlink.get_links()}
-            for family, nothing in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
-                for message in netlink.get_routes(family=family, table=routes.RT_TABLE_MAIN):
-                    gateways = any(message.get_attr(name) for name in ("RTA_GATEWAY", "RTA_VIA"))
-                    if (message.get_attr("RTA_TABLE") != routes.RT_TABLE_MAIN or message["type"] != routes.RTN_UNICAST
-                            or not message["dst_len"] or (message["proto"] == routes.PROTOCOL and gateways)):
-                        continue
-                    network = ipaddress.ip_network(f"{message.get_attr('RTA_DST') or nothing}/{message['dst_len']}")
-                    if not (network.is_link_local or network.is_multicast or network.is_loopback):
-                        found.append((network, names.get(message.get_attr("RTA_OIF"), "several devices")))
-        return found
+        """[(network, device name), ...], see host.routes.present. Raises OSError."""
+        return routes.present()
 
     # Names
 

@@ -76,8 +76,23 @@ def connected(without):
             if message.get_attr("RTA_OIF") not in {None, *own}
             and message["type"] == RTN_UNICAST
             and network.prefixlen
-            and not any(message.get_attr(name) for name in ("RTA_GATEWAY", "RTA_VIA"))
-            and not any(one.version == network.version and network.subnet_of(one) for one in _NOT_ASKED)
+            and not _has_gateway(message)
+            and not _is_of_every_link(network)
+        ]
+
+
+def present():
+    """[(network, name of its device), ...] of the main table, without default routes, what every link has of its own,
+    and what bulkvpnd leads around the tunnel. Raises OSError."""
+    with IPRoute() as netlink:
+        names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in netlink.get_links()}
+        return [
+            (network, names.get(message.get_attr("RTA_OIF"), "several devices"))
+            for network, message in _main_table(netlink)
+            if message["type"] == RTN_UNICAST
+            and network.prefixlen
+            and not (message["proto"] == PROTOCOL and _has_gateway(message))
+            and not _is_of_every_link(network)
         ]
 
 
@@ -94,6 +109,14 @@ def _main_table(netlink):
             if message.get_attr("RTA_TABLE") == RT_TABLE_MAIN:
                 text = f"{message.get_attr('RTA_DST') or everything}/{message['dst_len']}"
                 yield ipaddress.ip_network(text), message
+
+
+def _has_gateway(message):
+    return any(message.get_attr(name) for name in ("RTA_GATEWAY", "RTA_VIA"))
+
+
+def _is_of_every_link(network):
+    return any(one.version == network.version and network.subnet_of(one) for one in _NOT_ASKED)
 
 
 def _is_ours(message, index):

@@ -137,7 +137,7 @@ print(json.dumps(way("203.0.113.1")))
 
 
 def test_routes_of_single_networks():
-    refused, ways, fewer, connected, gone = run("""
+    refused, ways, fewer, connected, present, gone = run("""
 ways = routes.Routes("bulk0")
 refused = ways.apply(networks("10.1.0.0/16", "10.9.0.0/16", "192.0.2.0/24", "fd00:1::/64", "2001:db8::/64"))
 print(json.dumps({str(one): why for one, why in refused.items()}))
@@ -145,6 +145,11 @@ print(json.dumps([way("10.1.2.3"), way("10.9.1.1"), way("fd00:1::9"), way("192.0
 ways.apply(networks("10.2.0.0/16", "fd00:1::/64"))
 print(json.dumps([way("10.1.2.3"), way("10.2.2.3"), way("fd00:1::9")]))
 print(json.dumps(sorted(map(str, routes.connected("bulk0")))))
+ip("route", "add", "10.3.0.0/16", "via", "192.0.2.9", "proto", str(routes.PROTOCOL))
+ip("-6", "route", "add", "fe80::/64", "dev", "veth0")
+print(json.dumps(sorted((str(network), name) for network, name in routes.present())))
+ip("route", "delete", "10.3.0.0/16")
+ip("-6", "route", "delete", "fe80::/64", "dev", "veth0")
 ways.undo()
 ways.undo()
 same = shown() == before
@@ -157,4 +162,6 @@ print(json.dumps(same))
     assert ways == ["bulk0", "veth0", "bulk0", "veth0"]
     assert fewer == ["veth0", "bulk0", "bulk0"]
     assert connected == ["192.0.2.0/24", "2001:db8::/64"]
+    assert present == [["10.2.0.0/16", "bulk0"], ["10.9.0.0/16", "veth0"], ["192.0.2.0/24", "veth0"],
+                       ["2001:db8::/64", "veth0"], ["fd00:1::/64", "bulk0"]]
     assert gone is True
