@@ -82,6 +82,7 @@ class Client:
         self._begin = Semaphore(1)
         self._replacing = Semaphore(1)
         self._changed = Event()  # set, and replaced by a new one, when the session changes
+        self._reloaded = Event()  # likewise, when another configuration is in force
         self._numbers = itertools.count(1)
         self._connections = {}  # number: _Connection
         self._greenlets = []
@@ -98,24 +99,35 @@ class Client:
     def start(self):
         log.info("device %s, %d workers, connecting to %s", self._tun.name, len(self.workers),
                  ", ".join(transport.shown(remote) for remote in self._configuration.remote))
-        indexes = range(self._configuration.connections)
-        self._greenlets = [gevent.spawn(self._dial_forever, index) for index in indexes]
+        self._spawn_diallers()
 
     def reconfigure(self, configuration):
         """Another configuration, whose options that need a restart are the same, is in force."""
         self._configuration = configuration
         self.network.reconfigure(configuration)
+        self._spawn_diallers()
+        reloaded, self._reloaded = self._reloaded, Event()
+        reloaded.set()
+
+    def _spawn_diallers(self):
+        """As many as there may be connections. Where there are more already, those wait that have none to make."""
+        for index in range(len(self._greenlets), self._configuration.connections):
+            self._greenlets.append(gevent.spawn(self._dial_forever, index))
 
     # One dialler
 
     def _dial_forever(self, index):
-        pause, hurry_until = PAUSE_MIN, 0.0
-        remotes = itertools.cycle(self._configuration.remote)
-        remote = next(remotes)
+        attempt, pause, hurry_until = 0, PAUSE_MIN, 0.0
         while True:
+            remote = self._configuration.remote[attempt % len(self._configuration.remote)]
             is_down = False
             try:
-                connection = self._keep(index, remote, self._dial(index, remote))
+                connection = self._dial(index, remote)
+                if connection is None:
+                    # Another session may have more connections.
+                    self._changed.wait()
+                    continue
+                connection = self._keep(index, remote, connection)
                 ended = connection.ended.get()
                 log.info("connection %d ended: %s", index, ended,
                          extra={"CONNECTION": index, "REASON": ended, "limited": True})
@@ -137,11 +149,13 @@ class Client:
             except Exception:
                 # Our own bug: it may cost this try, never the dialler.
                 log.exception("internal error with connection %d", index, extra={"CONNECTION": index, "limited": True})
-            remote = next(remotes)
+            attempt += 1
             # Jitter: a server that comes back must not meet all of its clients in the same instant.
-            gevent.sleep(pause * random.uniform(0.5, 1.0))
+            if self._reloaded.wait(pause * random.uniform(0.5, 1.0)):
+                # What was wrong may have been mended.
+                pause = PAUSE_MIN
             # To ask whether anything listens costs nobody anything, so a restart is found out soon.
-            if not (is_down and time.monotonic() < hurry_until):
+            elif not (is_down and time.monotonic() < hurry_until):
                 pause = min(2 * pause, self._configuration.retry_max)
 
     def _failed(self, index, remote, reason, says_why=True):
@@ -152,15 +166,17 @@ class Client:
                            "MESSAGE_ID": events.ID["connection-failed"]})
 
     def _dial(self, index, remote):
-        """Begins the session or joins it. Returns the connection."""
+        """Begins the session or joins it. Returns the connection, None if the session is to have fewer."""
         while True:
             session = self._welcome
+            if index >= (session or self._configuration).connections:
+                return None
             if session is None:
                 # One dialler begins the session; the others wait here and join it.
                 with self._begin:
                     if self._welcome is None:
                         return self._connect(index, remote, None)
-            elif index < session.connections:
+            else:
                 try:
                     return self._connect(index, remote, session)
                 except Refused as refused:
@@ -170,9 +186,6 @@ class Client:
                          extra={"CONNECTION": index, "limited": True})
                 if self._welcome is session:
                     self._set_session(None)
-            else:
-                # The server wants fewer; another session may want more.
-                self._changed.wait()
 
     def _keep(self, index, remote, connection):
         """Replaces the connection in time, and what took its place, until one ends. Returns that one."""
@@ -183,7 +196,8 @@ class Client:
             if connection.ended.ready():
                 return connection
             with self._replacing:
-                fresh = self._replace(index, remote, connection)
+                remotes = self._configuration.remote
+                fresh = self._replace(index, remote if remote in remotes else remotes[0], connection)
             if fresh is not None:
                 connection, pause = fresh, PAUSE_MIN
                 delay = self._life()

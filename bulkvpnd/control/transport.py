@@ -13,8 +13,11 @@ CONGESTION = {"auto": ("bbr", "cubic"), "bbr": ("bbr",), "cubic": ("cubic",), "s
 (dataplane/pathrate.py), which has to be in the kernel by then; only the main process may have it loaded."""
 SO_SNDBUFFORCE = 32
 SO_RCVBUFFORCE = 33
+SO_BUF_LOCK = 72
+SOCK_SNDBUF_LOCK, SOCK_RCVBUF_LOCK = 1, 2
 TCP_NOTSENT_LOWAT = 25
-"""asm-generic/socket.h, linux/tcp.h; Python has no names for them."""
+TCP_CA_NAME_MAX = 16
+"""asm-generic/socket.h, linux/socket.h, linux/tcp.h, net/tcp.h; Python has no names for them."""
 
 
 def mark(sock, value):
@@ -27,34 +30,57 @@ def mark(sock, value):
 
 
 def tune(sock, configuration, sndbuf, rcvbuf, timeout):
-    """Sets up a socket before it connects or listens; accepted sockets inherit all of it.
+    """Sets up a socket before it connects or listens; accepted sockets inherit all of it. A listening socket may be set
+    up again, for what it accepts from then on.
 
     sndbuf, rcvbuf: bytes, or None for the kernel's autotuning. timeout: seconds that data may stay unacknowledged.
     """
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, NOTSENT_LOWAT)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout * 1000)
+    with _untouched(sock) as other:
+        default = other.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, TCP_CA_NAME_MAX)
     try:
-        for name in CONGESTION[configuration.congestion]:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name.encode("ascii"))
+        # The default too: what is set up again may have another.
+        for name in (default, *(name.encode("ascii") for name in CONGESTION[configuration.congestion])):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name)
     except OSError as error:
         log.debug("congestion = %s: %s; the host's default stays", configuration.congestion, error.strerror)
     set_buffers(sock, sndbuf, rcvbuf)
 
 
 def set_buffers(sock, sndbuf, rcvbuf):
-    """sndbuf, rcvbuf: bytes, or None to leave them to the kernel."""
-    for size, force, plain in (
-        (sndbuf, SO_SNDBUFFORCE, socket.SO_SNDBUF),
-        (rcvbuf, SO_RCVBUFFORCE, socket.SO_RCVBUF),
+    """sndbuf, rcvbuf: bytes, or None for the kernel's autotuning, which a size that was set before has switched off."""
+    for size, force, plain, lock in (
+        (sndbuf, SO_SNDBUFFORCE, socket.SO_SNDBUF, SOCK_SNDBUF_LOCK),
+        (rcvbuf, SO_RCVBUFFORCE, socket.SO_RCVBUF, SOCK_RCVBUF_LOCK),
     ):
         if size is None:
+            _free_buffer(sock, plain, lock)
             continue
         try:
             sock.setsockopt(socket.SOL_SOCKET, force, size)
         except PermissionError:
             # Without CAP_NET_ADMIN the kernel caps the value at net.core.[rw]mem_max.
             sock.setsockopt(socket.SOL_SOCKET, plain, size)
+
+
+def _free_buffer(sock, option, lock):
+    """Back to the size that sockets begin with, and to autotuning, which needs Linux 5.14: without, a size stays."""
+    try:
+        locks = sock.getsockopt(socket.SOL_SOCKET, SO_BUF_LOCK)
+    except OSError:
+        return
+    if locks & lock:
+        with _untouched(sock) as other:
+            # The kernel shows twice what was set, socket(7).
+            sock.setsockopt(socket.SOL_SOCKET, option, other.getsockopt(socket.SOL_SOCKET, option) // 2)
+        sock.setsockopt(socket.SOL_SOCKET, SO_BUF_LOCK, locks & ~lock)
+
+
+def _untouched(sock):
+    """A socket of the same kind, which has what the host gives to all."""
+    return socket.socket(sock.family, socket.SOCK_STREAM)
 
 
 def cannot_listen(option, address, error):

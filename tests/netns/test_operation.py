@@ -83,6 +83,32 @@ def test_reload_disconnect_and_drain(tunnel):
     assert server.stop() == 0
 
 
+def test_a_client_goes_to_another_remote_and_a_server_has_other_sockets(tunnel):
+    """Both ends by a signal: their files can be read here."""
+    network, server, client = tunnel
+    file, own = network.directory / "server.conf", network.directory / "client.conf"
+
+    def buffers():
+        """Of the sockets for sending, as ss(8) shows them: twice what was set, socket(7)."""
+        shown = network.server.run(["ss", "-tmHn", "state", "established", "sport", "=", ":7443"]).stdout
+        return [int(size) // 2048 for size in re.findall(r",tb(\d+),", shown)]
+
+    file.write_text(file.read_text() + "sndbuf = 96K\n")
+    os.kill(server.process.pid, signal.SIGHUP)
+    wait_until(lambda: server.lines("reloaded: in force: sndbuf; after a restart: nothing"), 5, "it is in force")
+    assert len(buffers()) == 4 and 96 not in buffers(), "who is connected stays so"
+    own.write_text(re.sub(r"^remote = .*$", "remote = [2001:db8::1]:7443\nconnections = 2", own.read_text(),
+                          flags=re.MULTILINE))
+    os.kill(client.process.pid, signal.SIGHUP)
+    wait_until(lambda: client.lines("reloaded: in force: remote, connections; after a restart: nothing"), 5, "likewise")
+    assert len(client.wait_connections(4)) == 4 and network.ping()
+    assert bulkvpnctl("disconnect", "client", server.runtime)[0] == 0
+    wait_until(lambda: [one["peer"] for one in client.connections()] == 2 * ["[2001:db8::1]:7443"], 10, "it is back")
+    server.wait_connections(2)
+    assert network.ping() and buffers() == [96, 96]
+    assert server.stop() == 0
+
+
 def test_a_restart_is_over_within_seconds_and_tcp_lives_on(tunnel):
     network, server, client = tunnel
     with inside(network.server):

@@ -358,15 +358,16 @@ def gaps_of(client, count):
     return [later - earlier for earlier, later in zip(client.server.tries, client.server.tries[1:])][:count]
 
 
-def test_pauses_double_with_jitter_up_to_retry_max(start, monkeypatch):
+def test_pauses_double_with_jitter_up_to_retry_max(start):
     pauses = []
 
-    def sleep(seconds):
+    def wait(seconds):
+        """In place of the event that ends a pause."""
         pauses.append(seconds)
         gevent.sleep(0)
 
-    monkeypatch.setattr(client_module, "gevent", types.SimpleNamespace(**{**vars(gevent), "sleep": sleep}))
-    start(count=1, script=lambda hello: b"\0\0", replace={"retry_max": 0.1})
+    client = start(count=1, script=lambda hello: b"\0\0", replace={"retry_max": 0.1})
+    client._reloaded = types.SimpleNamespace(wait=wait)
     until(lambda: len(pauses) >= 10, "ten tries", 10)
     parts = [pause / full for pause, full in zip(pauses, [0.02, 0.04, 0.08, *[0.1] * 7])]
     assert all(0.499 < part < 1.001 for part in parts) and max(parts) - min(parts) > 0.01
@@ -604,6 +605,66 @@ def test_one_that_stays_away_is_asked_less_often(start, monkeypatch):
 
     ends(client, message, "closed by the peer: shutdown")
     until(lambda: len(tries) > 3 and tries[-1] - tries[-2] > 0.3, "pauses that grow", 10)
+
+
+def test_another_remote_is_tried_at_once(start, monkeypatch):
+    monkeypatch.setattr(client_module, "PAUSE_MIN", 1000)
+    client = start(count=1, script=lambda hello: granting(hello, connections=1), remote=f"127.0.0.1:{free_port()}")
+    until(lambda: client.status({})["failure"])
+    client.reconfigure(dataclasses.replace(client._configuration, remote=(("127.0.0.1", client.server.port),)))
+    attached(client, 1)
+
+
+def test_a_connection_is_replaced_by_one_to_another_remote(start, site):
+    client = start(count=1, script=lambda hello: granting(hello, connections=1), replace={"replace_interval": 0.1})
+    other = Server(site.server, lambda hello: granting(hello, connections=1))
+    try:
+        (message,) = attached(client, 1)
+        client.reconfigure(dataclasses.replace(client._configuration, remote=(("127.0.0.1", other.port),)))
+        client.established(message["connection"])
+        assert attached(client, 2)[1]["replaces"]
+        assert len(client.server.hellos) == 1 and other.hellos[0].replaces
+    finally:
+        other.stop()
+
+
+def forgets(hello, known=b"8" * 16):
+    """A server that does not know the session any more, and begins another with as many connections as are wished."""
+    return granting(hello, session=known, connections=hello.connections) if hello.session in (None, known) else \
+        Refuse("session")
+
+
+def test_fewer_connections_from_the_next_session_on(start):
+    client = start(count=4, script=lambda hello: granting(hello, connections=4))
+    messages = sorted(attached(client, 4), key=lambda message: message["index"])
+    client.reconfigure(dataclasses.replace(client._configuration, connections=2))
+    gevent.sleep(0.05)
+    assert len(client._connections) == 4 and not client.workers.told("detach"), "who is connected stays so"
+    client.server.script = forgets
+    # Those that are too many are the first to hear that there is no session any more; they begin none.
+    for message in messages[2:]:
+        ends(client, message)
+    until(lambda: client._welcome is None)
+    for message in messages[:2]:
+        ends(client, message)
+    attached(client, 6)
+    gevent.sleep(0.05)
+    assert [hello.index for hello in client.server.hellos if hello.session == b"8" * 16] in ([0], [1])
+    assert sorted(one.index for one in client._connections.values()) == [0, 1]
+
+
+def test_more_connections_from_the_next_session_on(start):
+    client = start(count=2)
+    messages = attached(client, 2)
+    client.reconfigure(dataclasses.replace(client._configuration, connections=3))
+    gevent.sleep(0.05)
+    assert len(client.server.hellos) == 2
+    client.server.script = forgets
+    for message in messages:
+        ends(client, message)
+    attached(client, 5)
+    assert sorted(one.index for one in client._connections.values()) == [0, 1, 2]
+    assert client._welcome.connections == 3
 
 
 def test_terms_are_those_of_the_session_and_hooks_hear_of_the_tunnel(start):

@@ -895,6 +895,30 @@ def test_another_configuration_is_for_what_comes_then(site, start):
         assert 0.5 < time.monotonic() - begun < 3, "the new handshake-timeout"
 
 
+def test_sockets_of_another_configuration(site, start):
+    server = start(sndbuf="64K", congestion="cubic")
+
+    def made(who):
+        """What is pushed, what the socket of the new connection has, what its worker is told."""
+        admitted = admit(site, server, who)
+        size = server.workers.sockets[admitted.number].getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        settings = admitted.message["settings"]
+        # The kernel shows twice what was set, socket(7).
+        return admitted.welcome.sndbuf, admitted.welcome.rcvbuf, size // 2, settings["sndbuf"], settings["congestion"]
+
+    assert made("alice") == (65536, None, 65536, 65536, "cubic")
+    server.reconfigure(dataclasses.replace(server._configuration, sndbuf=32768, rcvbuf=98304, congestion="auto"))
+    assert made("bob") == (32768, 98304, 32768, 32768, "auto")
+
+
+def test_other_numbers_of_connections_are_for_other_sessions(site, start):
+    server = start(connections=2)
+    first = live(site, server)
+    server.reconfigure(dataclasses.replace(server._configuration, connections=3))
+    assert live(site, server, joins=first.welcome, index=1).welcome.connections == 2
+    assert live(site, server, "bob").welcome.connections == 3
+
+
 def test_disconnected_by_name(site, server):
     alice, bob = live(site, server), live(site, server, "bob")
     with pytest.raises(CommandError, match="no session of carol"):
