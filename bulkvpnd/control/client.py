@@ -59,9 +59,6 @@ class Client:
     **values): of control.hooks.Hooks.
     """
 
-    isolation = None
-    """Its one session may send anywhere; the server decides where that goes."""
-
     def __init__(self, configuration, context, tun, ciphers, on_ready, on_failure):
         self._configuration = configuration
         self._context = context

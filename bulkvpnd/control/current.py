@@ -4,7 +4,8 @@
                                                         |
                      what can be applied live is in force, the rest is named and waits for a restart
 
-What an option can do is in its row of config.OPTIONS. Sessions and connections survive all of it.
+What an option can do is in its row of config.OPTIONS. Sessions and connections survive all of it, but for those of
+clients that get other addresses or networks: control.server.
 """
 
 import dataclasses
@@ -56,8 +57,8 @@ class Current:
         """Another configuration comes into force, as far as it can.
 
         text: of the file, None to read it. prepare(old, new): does what may still fail, and raises then.
-        Returns ({option: when it takes effect, of config.RELOADS}, [what needs a restart]). Raises ConfigurationError,
-        or what prepare() raises, and then nothing has changed.
+        Returns ({what has changed, options and the clients' directory: when it takes effect, of config.RELOADS}, [what
+        needs a restart]). Raises ConfigurationError, or what prepare() raises, and then nothing has changed.
         """
         old = self.configuration
         wanted = self._load(text)
@@ -82,7 +83,12 @@ class Current:
             elif changed:
                 live[option.name] = when
         if wanted.clients != old.clients:
-            restart.append(clients.directory_of(old).name)
+            directory = clients.directory_of(old).name
+            # With other pools they were checked against those, which are not in force.
+            if (wanted.pool_ipv4, wanted.pool_ipv6) == (old.pool_ipv4, old.pool_ipv6):
+                fields["clients"], live[directory] = wanted.clients, config.NOW
+            else:
+                restart.append(directory)
         merged = dataclasses.replace(old, **fields)
         prepare(old, merged)
         self.configuration, self.revocations, self._expiries = merged, revocations, expiries

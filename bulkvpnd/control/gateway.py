@@ -38,20 +38,28 @@ def apply(configuration, changes, device, interfaces):
     device: name of the TUN device. interfaces: the server's own addresses in it. Raises FirewallError, LinkError.
     """
     _write_rules(configuration, changes.firewall, device, interfaces)
-    # What several instances carry together has a route of its own kind, see control.multipath.
+    _check_led(device, changes.make(Routes(device), _to_lead(configuration)))
+    _let_forward(configuration, changes, interfaces)
+
+
+def reapply(configuration, changes, device, interfaces):
+    """The same for another configuration with other clients or routes. Raises LinkError when all else is done."""
+    _let_forward(configuration, changes, interfaces)
+    _check_led(device, Routes(device).apply(_to_lead(configuration)))
+
+
+def _to_lead(configuration):
+    """Networks behind clients. What several instances carry together has a route of its own kind: control.multipath."""
     shared = {wish.prefix for wish in configuration.multipath}
-    networks = [network for client in configuration.clients for network in client.networks]
-    refused = changes.make(Routes(device), [network for network in networks if network not in shared])
+    return [network for client in configuration.clients for network in client.networks if network not in shared]
+
+
+def _check_led(device, refused):
     for network, why_not in refused.items():
         raise LinkError(f"{device}: route to {network}: {why_not}; remove it, or take the network from its client")
-    let_forward(configuration, changes, interfaces)
 
 
-def let_forward(configuration, changes, interfaces):
-    """Has the kernel forward packets where an option needs that, again where another configuration does.
-
-    changes, interfaces: as apply() has them.
-    """
+def _let_forward(configuration, changes, interfaces):
     networks = [network for client in configuration.clients for network in client.networks]
     if configuration.nat or configuration.client_to_client or configuration.routes or networks:
         versions = sorted({one.version for one in (*interfaces, *networks)})

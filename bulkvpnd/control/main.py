@@ -131,7 +131,7 @@ class Main:
         tuner = Tuner(configuration, self._tun.name, changes)
         tuner.start()
         role.on_addresses = tuner.know
-        workers = role.workers = Workers(self._tun, configuration.frame_size, role, role.isolation)
+        workers = role.workers = Workers(self._tun, configuration.frame_size, role)
         undo.callback(workers.stop)
         workers.start()
         multipath = Multipath(configuration.multipath, self._tun.name, directory, role, changes.ledger)

@@ -29,11 +29,21 @@ class Pool:
         self._networks = [network for network in networks if network is not None]
         self._path = path
         self._file = file or LatestFile(path, "leases")
-        self._fixed = fixed or {}
-        self._reserved = self._reserve()
         self._leases = {}  # identity: (number of the host within each network), oldest use first
         self._in_use = {}  # identity: sessions that live
+        self._fix(fixed or {})
         self._load()
+
+    def set_fixed(self, fixed):
+        """Others keep theirs for good from now on. Who has what is theirs now loses it; addresses() tells."""
+        self._fix(fixed)
+        self.save()
+
+    def _fix(self, fixed):
+        self._fixed = fixed
+        self._reserved = self._reserve()
+        self._leases = {identity: number for identity, number in self._leases.items()
+                        if number not in self._reserved and self._needs_lease(identity)}
 
     @property
     def _size(self):
@@ -66,13 +76,19 @@ class Pool:
 
     def lease(self, identity):
         """The identity's addresses, {4: IPv4Interface, 6: IPv6Interface}. Raises Refused("pool") if all are used."""
-        fixed = self._fixed.get(identity, {})
-        number = None
         if self._needs_lease(identity):
             number = self._leases.pop(identity, None)
             if number is None:
                 number = self._free_number()
             self._leases[identity] = number
+        return self.addresses(identity)
+
+    def addresses(self, identity):
+        """What the identity has now, as lease() returns it; None where it has no lease, but needs one."""
+        fixed = self._fixed.get(identity, {})
+        number = self._leases.get(identity)
+        if number is None and self._needs_lease(identity):
+            return None
         return {
             network.version: ipaddress.ip_interface((fixed[network.version], network.prefixlen))
             if network.version in fixed

@@ -58,9 +58,8 @@ class Server:
         self.on_change = lambda: None
         self.tell = lambda event, **values: None
         self._pool = Pool((configuration.pool_ipv4, configuration.pool_ipv6),
-                          configuration.state_directory / "leases.json",
-                          {client.name: client.addresses for client in configuration.clients})
-        self._networks = {client.name: client.networks for client in configuration.clients}
+                          configuration.state_directory / "leases.json", _fixed_addresses(configuration))
+        self._networks = _networks(configuration)
         self._admission = Admission(*configuration.max_handshakes, configuration.max_handshakes_per_source,
                                     configuration.penalty_max)
         self._pace = Pace()
@@ -68,16 +67,6 @@ class Server:
                                   self._prepare, self._admit)
         self._sessions = None
         self.commands = {"disconnect": self._disconnect, "drain": self._drain}
-
-    @property
-    def isolation(self):
-        """Where workers let no client's packets go: to other clients. None if they may."""
-        if self._configuration.client_to_client:
-            return None
-        own = self._pool.server_interfaces
-        behind = [network for networks in self._networks.values() for network in networks]
-        return {"networks": [str(network) for network in (*(one.network for one in own), *behind)],
-                "exempt": [str(one.ip) for one in own]}
 
     def prepare(self):
         """What has to be on the machine before anything else runs. Raises LinkError or FirewallError."""
@@ -118,8 +107,19 @@ class Server:
         self._listener.reconfigure(configuration.handshake_timeout)
         if self._sessions is not None:
             self._sessions.set_rules(configuration.grace, configuration.second_login)
-        if configuration.routes and not former.routes:
-            gateway.let_forward(configuration, self.changes, self._pool.server_interfaces)
+        if configuration.clients != former.clients:
+            self._replace_clients()
+        gateway.reapply(configuration, self.changes, self._tun.name, self._pool.server_interfaces)
+
+    def _replace_clients(self):
+        """What single clients have is another: the sessions that it touches end, and begin again with that."""
+        self._pool.set_fixed(_fixed_addresses(self._configuration))
+        self._networks = _networks(self._configuration)
+        for index in range(len(self.workers)):
+            self._isolate(index)
+        self._end([one for one in self._sessions or () if one.interfaces != self._pool.addresses(one.lease)
+                   or one.networks != self._networks.get(one.lease, ())],
+                  "the addresses or networks of this client have changed")
 
     # One connection, from accept to its worker
 
@@ -178,8 +178,11 @@ class Server:
         }
         if hello.index >= terms["connections"]:
             raise RemoteError("handshake", "HELLO: index beyond the number of connections")
-        return self._sessions.begin(identity, os.urandom(handshake.SESSION_ID_SIZE), os.urandom(handshake.TOKEN_SIZE),
-                                    terms, source, time.monotonic())
+        session = self._sessions.begin(identity, os.urandom(handshake.SESSION_ID_SIZE),
+                                       os.urandom(handshake.TOKEN_SIZE), terms, source, time.monotonic())
+        # Of several sessions of one identity, the first has them, as its addresses.
+        session.networks = self._networks.get(session.lease, ())
+        return session
 
     def _welcome(self, session, hello):
         configuration = self._configuration
@@ -205,10 +208,6 @@ class Server:
             dns=configuration.dns,
             dns_search=configuration.dns_search,
         )
-
-    def _behind(self, session):
-        """The networks behind a client. Of several sessions of one identity, the first has them, as its addresses."""
-        return self._networks.get(session.lease, ())
 
     def _routes_for(self, session):
         """The pushed routes, without those to the client's own networks: it must not send these into the tunnel."""
@@ -297,7 +296,8 @@ class Server:
                                                        "MESSAGE_ID": events.ID["client-silent"]})
 
     def worker_ready(self, index):
-        """A worker that took another's place learns which sessions there are."""
+        """A worker that is new, also one that took another's place, learns what holds and which sessions there are."""
+        self._isolate(index)
         for session in self._sessions or ():
             if _is_routed(session):
                 self.workers.send(index, self._session_message(session))
@@ -330,15 +330,21 @@ class Server:
     def _disconnect(self, request):
         """Ends the sessions of one identity, which may come again."""
         identity = request.get("identity")
-        ended = self._sessions.end(one for one in self._sessions if one.identity == identity) if self._sessions else []
-        for session in ended:
-            log.info("session of %s ended: disconnected by the administrator", session.identity,
-                     extra={"IDENTITY": session.identity, "SESSION": session.number, "REASON": "administrator",
-                            "MESSAGE_ID": events.ID["session-ended"]})
-        self._forget(ended, "shutdown")
+        ended = self._end([one for one in self._sessions or () if one.identity == identity],
+                          "disconnected by the administrator")
         if not ended:
             raise CommandError(f"no session of {printable(identity)}; bulkvpnctl status shows who is connected")
         return {"ended": len(ended)}
+
+    def _end(self, sessions, reason):
+        """Ends sessions of clients that shall come again at once. Returns those that had not ended yet."""
+        ended = self._sessions.end(sessions) if sessions else []
+        for session in ended:
+            log.info("session of %s ended: %s", session.identity, reason,
+                     extra={"IDENTITY": session.identity, "SESSION": session.number, "REASON": "administrator",
+                            "MESSAGE_ID": events.ID["session-ended"]})
+        self._forget(ended, "shutdown")
+        return ended
 
     def _drain(self, request):
         """Accepts no new sessions, or does so again with {"off": true}. Returns how many sessions there are."""
@@ -351,6 +357,16 @@ class Server:
 
     # What workers are told
 
+    def _isolate(self, index):
+        """Where it lets no client's packets go: to other clients."""
+        if self._configuration.client_to_client:
+            return
+        own = self._pool.server_interfaces
+        behind = [network for networks in self._networks.values() for network in networks]
+        self.workers.send(index, {"type": "isolate",
+                                  "networks": [str(one) for one in (*(one.network for one in own), *behind)],
+                                  "exempt": [str(one.ip) for one in own]})
+
     def _session_message(self, session):
         return {"type": "session", **self._described(session), "workers": session.workers}
 
@@ -359,7 +375,7 @@ class Server:
             "session": session.number,
             "addresses": [interface.ip.packed.hex() for interface in session.interfaces.values()],
             "any_address": False,
-            "networks": [str(network) for network in self._behind(session)],
+            "networks": [str(network) for network in session.networks],
         }
 
     def _announce(self, session):
@@ -381,7 +397,7 @@ class Server:
 
     def _tell_of(self, event, session, **values):
         addresses = " ".join(str(interface.ip) for interface in session.interfaces.values())
-        networks = " ".join(map(str, self._behind(session)))
+        networks = " ".join(map(str, session.networks))
         self.tell(event, identity=session.identity, addresses=addresses, networks=networks, **values)
 
     def _tell(self, event):
@@ -409,7 +425,7 @@ class Server:
     def carries(self, prefix):
         """Whether packets to `prefix`, an ipaddress network, get through now: a client is connected that has it."""
         return any(
-            _is_routed(session) and session.live_connections and prefix in self._networks.get(session.identity, ())
+            _is_routed(session) and session.live_connections and prefix in session.networks
             for session in self._sessions or ()
         )
 
@@ -454,7 +470,7 @@ class Server:
                         "identity": session.identity,
                         "session": session.number,
                         "addresses": [str(interface.ip) for interface in session.interfaces.values()],
-                        "networks": [str(network) for network in self._behind(session)],
+                        "networks": [str(network) for network in session.networks],
                         "cipher": session.terms["cipher"],
                         "offload": list(session.terms["peer_offloads"]),
                         "agreed_connections": session.terms["connections"],
@@ -470,6 +486,14 @@ class Server:
                 if session.is_live
             ],
         }
+
+
+def _fixed_addresses(configuration):
+    return {client.name: client.addresses for client in configuration.clients}
+
+
+def _networks(configuration):
+    return {client.name: client.networks for client in configuration.clients}
 
 
 def _is_routed(session):

@@ -43,9 +43,9 @@ class Session:
 
     id, token: bytes. interfaces: {4 | 6: ipaddress interface}. terms: what was agreed for all its connections (cipher,
     frame_size, offloads, connections). offset: worker of its connection 0. idle_since: when its last live connection
-    went, None while it has one. lease: what its addresses are leased to, the identity or identity#number.
-    is_ended: nothing may join it or speak for it any more, whatever is still under way. counted: what its former
-    connections carried, by the counters' names.
+    went, None while it has one. lease: what its addresses are leased to, the identity or identity#number. networks:
+    those behind it. is_ended: nothing may join it or speak for it any more, whatever is still under way. counted: what
+    its former connections carried, by the counters' names.
     """
 
     number: int
@@ -58,6 +58,7 @@ class Session:
     since: float
     idle_since: float | None
     lease: str
+    networks: tuple = ()
     is_live: bool = False
     is_ended: bool = False
     connections: dict = dataclasses.field(default_factory=dict)  # number: Connection

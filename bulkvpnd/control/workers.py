@@ -65,16 +65,14 @@ class Workers:
     """All workers of an instance.
 
     tun: host.tun.Tun, one queue each. frame_size: bytes. handler: has worker_ready(index), worker_lost(index),
-    established(number), closed(message, index). isolation: where packets from clients may not go, {"networks": [text],
-    "exempt": [address, text]}, or None. program: arguments for the interpreter that make it a worker; the descriptor of
-    its link comes behind them.
+    established(number), closed(message, index). program: arguments for the interpreter that make it a worker; the
+    descriptor of its link comes behind them.
     """
 
-    def __init__(self, tun, frame_size, handler, isolation=None, program=("-m", "bulkvpnd.dataplane")):
+    def __init__(self, tun, frame_size, handler, program=("-m", "bulkvpnd.dataplane")):
         self._tun = tun
         self._frame_size = frame_size
         self._handler = handler
-        self._isolation = isolation
         self._program = program
         self._stopping = False
         self._requests = {}
@@ -109,8 +107,7 @@ class Workers:
         receiving, sending = self._inboxes[worker.index][1], [pair[0] for pair in self._inboxes]
         try:
             worker.link.send(
-                {"type": "start", "index": worker.index, "workers": len(self.all), "frame_size": self._frame_size,
-                 "isolation": self._isolation},
+                {"type": "start", "index": worker.index, "workers": len(self.all), "frame_size": self._frame_size},
                 [self._tun.descriptors[worker.index], receiving.fileno()]
                 + [sock.fileno() for index, sock in enumerate(sending) if index != worker.index],
             )

@@ -121,9 +121,13 @@ class Session:
         self.addresses = addresses
         self.any_address = any_address
         self.networks = networks
-        self.verdicts = None if any_address else Verdicts(addresses, networks, isolation)
         self.connections = {}
         self.siblings = ()
+        self.isolate(isolation)
+
+    def isolate(self, isolation):
+        """Another Isolation, or None, holds for what comes from the peer from now on."""
+        self.verdicts = None if self.any_address else Verdicts(self.addresses, self.networks, isolation)
 
 
 class Drop:

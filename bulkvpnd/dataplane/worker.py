@@ -88,9 +88,11 @@ class Worker:
         self.connections = {}
         self.drops = collections.Counter(dict.fromkeys(DROPS, 0))
         self.counters = collections.Counter(waits=0, batches=0, packets_read=0, from_siblings=0)
+        self._isolation = None
         self._outbox = collections.deque()
         self._has_outbox = Event()
         self._handlers = {
+            "isolate": self._on_isolate,
             "session": self._on_session,
             "forget": self._on_forget,
             "attach": self._on_attach,
@@ -121,12 +123,6 @@ class Worker:
         indexes = [index for index in range(message["workers"]) if index != self.index]
         self.siblings = {index: Sibling(fd, self.drops) for index, fd in zip(indexes, siblings, strict=True)}
         self.routes = Routes(self.drops, self.siblings)
-        # What every client of a server has in common: where its packets may not go.
-        isolation = message["isolation"]
-        self._isolation = isolation and Isolation(
-            [ipaddress.ip_network(network) for network in isolation["networks"]],
-            frozenset(ipaddress.ip_address(address).packed for address in isolation["exempt"]),
-        )
         gevent.spawn(self._forever, self._outbound_loop)
         gevent.spawn(self._forever, self._inbox_loop, TunQueue(inbox, self.drops), inbox)
         gevent.spawn(self._forever, self._report_loop)
@@ -178,6 +174,15 @@ class Worker:
             batch.clear()
 
     # The main process's orders
+
+    def _on_isolate(self, message, _):
+        """What every client of a server has in common: where its packets may not go."""
+        self._isolation = Isolation(
+            [ipaddress.ip_network(network) for network in message["networks"]],
+            frozenset(ipaddress.ip_address(address).packed for address in message["exempt"]),
+        )
+        for session in {*self.routes.sessions.values(), *(one.session for one in self.connections.values())}:
+            session.isolate(self._isolation)
 
     def _on_session(self, message, _):
         session = self._session(message)

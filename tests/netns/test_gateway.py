@@ -9,8 +9,10 @@ The web host knows no way to the tunnel's addresses, as on the Internet.
 
 import contextlib
 import json
+import os
 import re
 import select
+import signal
 import socket
 
 import pytest
@@ -290,6 +292,48 @@ def test_site_to_site(site):
     assert not answers(web, BEHIND[4])
     route(other, "203.0.113.0/24")
     assert answers(web, BEHIND[4])
+    assert server.stop() == 0
+    assert snapshot.differences(before, snapshot.take(network.server)) == []
+
+
+def test_other_clients_while_it_runs(site):
+    """Address and network of one client change at a reload; the other's session goes on."""
+    network, _, other = site
+    fixed(network, "[client other]\nipv4 = 10.86.0.77\nnetworks = 192.168.7.0/24\n")
+    before = snapshot.take(network.server)
+    server, client, fixed_client = started(network, other)
+    assert answers(network.server, BEHIND[4]) and not answers(network.server, BEHIND[6])
+    stays = [one["session"] for one in server.status()["sessions"] if one["identity"] == "client"]
+
+    def reloaded(text, line):
+        fixed(network, text)
+        count = len(server.lines(line))
+        os.kill(server.process.pid, signal.SIGHUP)
+        wait_until(lambda: len(server.lines(line)) > count, 10, line)
+
+    def route_of(address):
+        return network.server.run(["ip", "route", "get", address], check=False).stdout
+
+    reloaded("[client other]\nipv4 = 10.86.0.300\n",
+             r"not reloaded, the former configuration stays in force: .*fixed\.conf:2: ipv4 = 10\.86\.0\.300")
+    assert answers(network.server, BEHIND[4])
+    reloaded(f"[client other]\nipv4 = 10.86.0.78\nnetworks = {NETWORKS[1]}\n",
+             "reloaded: in force: server.clients.d; after a restart: nothing")
+    wait_until(lambda: fixed_client.status()["addresses"][0] == "10.86.0.78/24", 10, "it is back with another address")
+    eventually(network.server, BEHIND[6])
+    assert "bulk0" not in route_of(BEHIND[4])
+    # Nobody else's packets are heard from there, and its own are not any more from what it had.
+    assert not answers(other, INNER[4], BEHIND[4])
+    assert drops(server, "foreign_source") > 0
+    # A route of somebody else's is in the way: that is said, and not all of it is done.
+    network.server.ip("route", "add", NETWORKS[0], "dev", "veth1", "metric", "50")
+    reloaded(f"[client other]\nipv4 = 10.86.0.78\nnetworks = {NETWORKS[0]}\n",
+             r"reloaded, but not all of it could be applied: bulk0: route to 192\.168\.7\.0/24: there is a route")
+    network.server.ip("route", "del", NETWORKS[0], "dev", "veth1")
+    reloaded(f"[client other]\nipv4 = 10.86.0.78\nnetworks = {NETWORKS[0]}\n", "reloaded: in force: nothing new")
+    eventually(network.server, BEHIND[4])
+    assert [one["session"] for one in server.status()["sessions"] if one["identity"] == "client"] == stays
+    assert len(client.lines("connected to")) == 1 and answers(network.client, INNER[4])
     assert server.stop() == 0
     assert snapshot.differences(before, snapshot.take(network.server)) == []
 

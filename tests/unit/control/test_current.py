@@ -121,12 +121,42 @@ def test_a_file_that_changed_under_the_same_name_is_read_again(tmp_path, authori
     assert set(current.replace(None, lambda old, new: None)[0]) == {"certificate", "key"}
 
 
-def test_clients_of_the_directory_wait_for_a_restart(site):
+@pytest.fixture
+def clients(site):
+    """Where the files of clients are."""
     directory = site.directory / "server.clients.d"
     directory.mkdir()
-    (directory / "a.conf").write_text("[client alice]\nipv4 = 10.86.0.9\n")
-    assert site.replace() == ({}, ["server.clients.d"])
-    assert site.current.configuration.clients == ()
+    return directory
+
+
+def named(site):
+    return [client.name for client in site.current.configuration.clients]
+
+
+def test_clients_of_the_directory_are_read_again(site, clients):
+    (clients / "a.conf").write_text("[client alice]\nipv4 = 10.86.0.9\n")
+    assert site.replace() == ({"server.clients.d": config.NOW}, [])
+    assert named(site) == ["alice"] and site.replace() == ({}, [])
+    (clients / "b.conf").write_text("[client bob]\nnetworks = 192.168.7.0/24\n")
+    (clients / "a.conf").unlink()
+    assert site.replace() == ({"server.clients.d": config.NOW}, [])
+    assert named(site) == ["bob"]
+
+
+def test_a_wrong_file_of_clients_changes_nothing(site, clients):
+    (clients / "a.conf").write_text("[client alice]\nipv4 = 10.86.0.9\n")
+    site.replace()
+    before = site.current.configuration
+    (clients / "b.conf").write_text("[client bob]\nipv4 = 10.86.0.9\n")
+    with pytest.raises(config.ConfigurationError, match="b.conf:2: ipv4 = 10.86.0.9: given twice, first at .*a.conf:2"):
+        site.replace(grace="77")
+    assert site.current.configuration is before
+
+
+def test_clients_of_another_pool_wait_with_it(site, clients):
+    (clients / "a.conf").write_text("[client alice]\nipv4 = 10.99.0.9\n")
+    assert site.replace(pool_ipv4="10.99.0.0/24") == ({}, ["pool-ipv4", "server.clients.d"])
+    assert named(site) == []
 
 
 def test_what_is_wrong_changes_nothing(site, authority):

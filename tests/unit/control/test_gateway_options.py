@@ -102,6 +102,42 @@ def test_a_network_that_is_somebody_elses_ends_the_start(machine):
         apply(machine, clients=(SITE,))
 
 
+class Routes:
+    """In place of host.routes.Routes: the kernel's, of which one is somebody else's."""
+
+    def __init__(self, led, refused):
+        self.led, self.refused = led, refused
+
+    def __call__(self, device):
+        return self
+
+    def apply(self, networks):
+        self.led[:] = [network for network in networks if network not in self.refused]
+        return {network: why for network, why in self.refused.items() if network in networks}
+
+
+def test_other_networks_while_it_runs(machine, monkeypatch):
+    other = ipaddress.ip_network("192.168.8.0/24")
+    both = types.SimpleNamespace(name="both", networks=(NETWORK, other))
+    led, refused = [], {}
+    monkeypatch.setattr(gateway, "Routes", Routes(led, refused))
+
+    def reapply(*clients):
+        gateway.reapply(types.SimpleNamespace(**{**DEFAULTS, "clients": clients}), machine, "bulk0", INTERFACES)
+
+    reapply()
+    assert (led, machine.wanted, machine.rules) == ([], [], None)
+    reapply(SITE)
+    assert (led, machine.wanted) == ([NETWORK], ["net.ipv4.ip_forward"])
+    refused[NETWORK] = "there is a route already, by eth0"
+    with pytest.raises(LinkError, match="^bulk0: route to 192.168.7.0/24: there is a route already, by eth0; "):
+        reapply(both)
+    assert led == [other]
+    refused.clear()
+    reapply(both)
+    assert led == [NETWORK, other]
+
+
 def test_a_sysctl_that_cannot_be_set_is_one_line(machine, caplog):
     machine.refuses = "Read-only file system"
     apply(machine, nat=True)

@@ -282,6 +282,26 @@ def test_an_address_that_becomes_somebodys_is_taken_from_the_lease(path):
     assert [used(pool, name) for name in ("a", "b", "c")] == ["10.86.0.4", "10.86.0.3", "10.86.0.2"]
 
 
+def test_others_keep_theirs_for_good_from_now_on(path):
+    pool = Pool(SMALL, path, fixed(office="10.86.0.2"))
+    before = {name: pool.lease(name) for name in ("a", "b", "c", "office")}
+    for name in before:
+        pool.hold(name)
+    assert {name: pool.addresses(name) for name in before} == before and pool.addresses("nobody") is None
+    assert str(before["b"][4].ip) == "10.86.0.4"
+    # What b has becomes a's, c gets one that nobody has, and the office has none of its own any more.
+    pool.set_fixed(fixed(a="10.86.0.4", c="10.86.0.6"))
+    now = {name: pool.addresses(name) for name in before}
+    assert (now["b"], now["office"]) == (None, None)
+    assert [str(now[name][4].ip) for name in ("a", "c")] == ["10.86.0.4", "10.86.0.6"]
+    for name in before:
+        pool.release(name)
+    assert {name: used(pool, name) for name in before} == {
+        "a": "10.86.0.4", "b": "10.86.0.2", "c": "10.86.0.6", "office": "10.86.0.3"
+    }
+    assert json.loads(path.read_text())["leases"] == {"b": 2, "office": 3}
+
+
 # any order of steps
 
 
@@ -304,6 +324,19 @@ class AnyOrder(RuleBasedStateMachine):
     def restart(self):
         self.pool = Pool(SMALL, self.path, self.fixed)
         self.held = {}  # identity: [address, sessions]
+
+    @rule(given=st.dictionaries(identities, st.integers(2, 6), max_size=3).filter(
+        lambda given: len(set(given.values())) == len(given)))
+    def fix(self, given):
+        """Whose addresses are another's now is sent away, as control.server does it."""
+        self.fixed = {identity: {4: ipaddress.ip_address(f"10.86.0.{number}")} for identity, number in given.items()}
+        self.pool.set_fixed(self.fixed)
+        for identity, (leased, sessions) in list(self.held.items()):
+            addresses = self.pool.addresses(identity)
+            if addresses is None or str(addresses[4].ip) != leased:
+                del self.held[identity]
+                for _ in range(sessions):
+                    self.pool.release(identity)
 
     @rule(identity=identities)
     def begin(self, identity):

@@ -48,6 +48,7 @@ def start(site, tmp_path, monkeypatch):
     def start_server(ciphers=("aes-256-gcm",), workers=2, clients=(), **options):
         link = Link()
         monkeypatch.setattr(server_module, "link", link)
+        monkeypatch.setattr(server_module.gateway, "reapply", lambda *arguments: None)
         port = free_port()
         settings = configuration(tmp_path, "server", site.server, listen=f"127.0.0.1:{port}", **options)
         settings = dataclasses.replace(settings, clients=clients)
@@ -210,11 +211,15 @@ def test_the_first_of_parallel_sessions_has_what_is_fixed(site, start):
 
 def test_where_no_client_may_send(start):
     server = start(pool_ipv6="fd86::/64", clients=FIXED)
-    assert server.isolation == {
+    server.worker_ready(1)
+    assert server.workers.sent == [(1, {
+        "type": "isolate",
         "networks": ["10.86.0.0/24", "fd86::/64", "192.168.7.0/24", "fd07::/64", "192.168.8.0/24"],
         "exempt": ["10.86.0.1", "fd86::1"],
-    }
-    assert start(client_to_client="yes", clients=FIXED).isolation is None
+    })]
+    server = start(client_to_client="yes", clients=FIXED)
+    server.worker_ready(1)
+    assert not server.workers.sent
 
 
 def test_nothing_is_pushed_unasked(site, server):
@@ -733,11 +738,11 @@ def test_a_worker_that_died_takes_its_connections_with_it(site, server):
     server.worker_lost(0)
     assert list(server._sessions.connections) == [second.number]
     assert server.workers.told("session", 1)[-1]["workers"] == [1]
-    # Its successor learns of the session.
+    # Its successor learns where no client may send, and of the session.
     server.workers.sent.clear()
     server.worker_ready(0)
-    assert [(index, message["type"], message["workers"]) for index, message in server.workers.sent] == [
-        (0, "session", [1])
+    assert [(index, message["type"], message.get("workers")) for index, message in server.workers.sent] == [
+        (0, "isolate", None), (0, "session", [1])
     ]
 
 
@@ -917,6 +922,48 @@ def test_other_numbers_of_connections_are_for_other_sessions(site, start):
     server.reconfigure(dataclasses.replace(server._configuration, connections=3))
     assert live(site, server, joins=first.welcome, index=1).welcome.connections == 2
     assert live(site, server, "bob").welcome.connections == 3
+
+
+def test_who_gets_another_address_or_network_comes_again_with_it(site, start, caplog, monkeypatch):
+    caplog.set_level(logging.INFO)
+    applied = []
+    server = start(clients=FIXED)
+    monkeypatch.setattr(server_module.gateway, "reapply", lambda *arguments: applied.append(arguments[0].clients))
+    told = []
+    server.tell = lambda event, **values: told.append((event, values.get("identity"), values.get("networks")))
+    alice, bob, carol = (live(site, server, name) for name in ("alice", "bob", "carol"))
+    waiting = admit(site, server, "bob")
+    assert [str(one.welcome.ipv4.ip) for one in (alice, bob, carol)] == ["10.86.0.77", "10.86.0.2", "10.86.0.3"]
+    del told[:]
+    # Alice's network becomes bob's, her address nobody's; carol keeps what she has.
+    other = (Client("alice", {}, ()), Client("bob", {4: ipaddress.ip_address("10.86.0.77")}, FIXED[0].networks))
+    server.reconfigure(dataclasses.replace(server._configuration, clients=other))
+    assert applied == [other]
+    detached = {(one["connection"], one["reason"]) for one in server.workers.told("detach")}
+    assert detached == {(one.number, "shutdown") for one in (alice, bob, waiting)}
+    assert caplog.text.count("ended: the addresses or networks of this client have changed") == 3
+    assert sorted(told) == [("client-disconnect", "alice", "192.168.7.0/24"),
+                            ("client-disconnect", "bob", "fd07::/64 192.168.8.0/24")], "what they had"
+    # Before anybody has them, every worker knows whose way is barred where.
+    (index, first), (_, second) = [(at, one) for at, one in server.workers.sent if one["type"] == "isolate"]
+    assert index == 0 and first == second and first["networks"] == ["10.86.0.0/24", "192.168.7.0/24"]
+    with pytest.raises(Refused, match="session"):
+        admit(site, server, joins=alice.welcome, index=1)
+    again = [live(site, server, name) for name in ("alice", "bob")]
+    assert [str(one.welcome.ipv4.ip) for one in again] == ["10.86.0.2", "10.86.0.77"]
+    assert [one.message["networks"] for one in again] == [[], ["192.168.7.0/24"]]
+    assert live(site, server, "carol", joins=carol.welcome, index=1).welcome.ipv4 == carol.welcome.ipv4
+
+
+def test_who_has_what_becomes_anothers_is_sent_away(site, start):
+    server = start(second_login="parallel")
+    first, second, bob = live(site, server), live(site, server), live(site, server, "bob")
+    assert str(second.welcome.ipv4.ip) == "10.86.0.3"
+    fixed = (Client("carol", {4: second.welcome.ipv4.ip}, ()),)
+    server.reconfigure(dataclasses.replace(server._configuration, clients=fixed))
+    assert [one["connection"] for one in server.workers.told("detach")] == [second.number]
+    assert live(site, server, "carol").welcome.ipv4 == second.welcome.ipv4
+    assert {first.number, bob.number} <= set(server._sessions.connections)
 
 
 def test_disconnected_by_name(site, server):

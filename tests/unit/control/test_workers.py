@@ -13,7 +13,6 @@ from doubles import descriptors, until
 from bulkvpnd.control import workers as workers_module
 from bulkvpnd.control.workers import Workers
 
-ISOLATION = {"networks": ["10.86.0.0/24"], "exempt": ["10.86.0.1"]}
 STAND_IN = r"""
 import json, os, signal, socket, sys
 link = socket.socket(fileno=int(sys.argv[2]))
@@ -94,7 +93,7 @@ def make(monkeypatch):
         queues.extend(descriptor for pair in pipes for descriptor in pair)
         tun = types.SimpleNamespace(descriptors=[pair[0] for pair in pipes])
         handler = Handler()
-        workers = Workers(tun, 262144, handler, ISOLATION, ("-c", STAND_IN, behaviour))
+        workers = Workers(tun, 262144, handler, ("-c", STAND_IN, behaviour))
         workers.handler = handler
         made.append(workers)
         return workers
@@ -126,8 +125,7 @@ def test_each_worker_gets_its_number_its_queue_and_the_inboxes(make):
     told = {index: (message["start"], message["descriptors"])
             for _, index, message in [event for event in workers.handler.events if event[0] == "closed"]}  # fmt: skip
     assert told == {
-        index: ({"type": "start", "index": index, "workers": 3, "frame_size": 262144,
-                 "isolation": ISOLATION}, 1 + 1 + 2) for index in range(3)
+        index: ({"type": "start", "index": index, "workers": 3, "frame_size": 262144}, 1 + 1 + 2) for index in range(3)
     }
     assert [workers.handler.count("ready", index) for index in range(3)] == [1, 1, 1]
 

@@ -30,7 +30,7 @@ ANY = bytes([192, 0, 2, 1])
 class Main:
     """The main process, as one worker of two sees it."""
 
-    def __init__(self, tun=None, isolation=None):
+    def __init__(self, tun=None):
         self.link, theirs = gevent.socket.socketpair(*SEQPACKET)
         self.tun, worker_tun = gevent.socket.socketpair(*SEQPACKET)
         self.to_worker, inbox = gevent.socket.socketpair(*SEQPACKET)
@@ -48,7 +48,7 @@ class Main:
         self._numbers = itertools.count(1)
         self._reading = gevent.spawn(self._read)
         self.link.send(
-            {"type": "start", "index": 0, "workers": 2, "frame_size": FRAME_SIZE, "isolation": isolation},
+            {"type": "start", "index": 0, "workers": 2, "frame_size": FRAME_SIZE},
             [worker_tun.fileno() if tun is None else tun, inbox.fileno(), worker_sibling.fileno()],
         )
         for sock in (worker_tun, inbox, worker_sibling):
@@ -391,8 +391,10 @@ def test_a_network_behind_a_client(main):
 
 @pytest.mark.parametrize("is_isolated", [True, False])
 def test_clients_that_may_or_may_not_reach_each_other(main, is_isolated):
-    isolation = {"networks": ["10.86.0.0/24", "192.168.7.0/24", "fd86::/64"], "exempt": ["10.86.0.1", "fd86::1"]}
-    worker = main(isolation=isolation if is_isolated else None)
+    worker = main()
+    if is_isolated:
+        worker.send("isolate", networks=["10.86.0.0/24", "192.168.7.0/24", "fd86::/64"],
+                    exempt=["10.86.0.1", "fd86::1"])
     peer = worker.establish()
     to_server, outside = entry(1, 1, source=THERE, destination=HERE), entry(1, 2, source=THERE, destination=FAR)
     others = (THERE, bytes([10, 86, 0, 9]), bytes([10, 86, 0, 255]), BEHIND)
@@ -401,6 +403,22 @@ def test_clients_that_may_or_may_not_reach_each_other(main, is_isolated):
     expected = [to_server, outside] if is_isolated else [to_server, *to_others, *to_others, outside]
     assert [worker.tun.recv(2000) for _ in expected] == expected
     assert worker.status()["drops"]["client_to_client"] == (2 * len(to_others) if is_isolated else 0)
+
+
+def test_another_network_that_clients_may_not_reach(main):
+    """Holds for a session that is there, whose verdicts are remembered, and for one that waits for its first frame."""
+    worker = main()
+    worker.send("isolate", networks=["10.86.0.0/24"], exempt=["10.86.0.1"])
+    first = worker.establish()
+    waiting = worker.attach(number=2, session=2, addresses=(bytes([10, 86, 0, 9]),))
+    behind = entry(1, 1, source=THERE, destination=BEHIND)
+    first.send(frame.DATA, payload(behind))
+    assert worker.tun.recv(2000) == behind
+    worker.send("isolate", networks=["10.86.0.0/24", "192.168.7.0/24"], exempt=["10.86.0.1"])
+    assert worker.status()["drops"]["client_to_client"] == 0
+    first.send(frame.DATA, payload(behind))
+    waiting.send(frame.DATA, payload(entry(1, 2, source=bytes([10, 86, 0, 9]), destination=BEHIND)))
+    until(lambda: worker.status()["drops"]["client_to_client"] == 2)
 
 
 # Load and slowness
