@@ -851,15 +851,16 @@ def read_secret_file(file, original=False):
     return text
 
 
-def read_items(file):
+def read_items(file, text=None):
     """What a configuration says, option by option, raw and in its order.
 
-    file: path. Returns ({option: value, or list of values where it may be repeated}, {option: [line, ...]}).
-    Raises ConfigurationError.
+    file: path. text: what it says, where it need not be read. Returns ({option: value, or list of values where it may
+    be repeated}, {option: [line, ...]}). Raises ConfigurationError.
     """
     parser = FileParser()
     parser.name = file
-    return parser.parse(read_secret_file(file).splitlines(keepends=True)), parser.lines
+    text = read_secret_file(file) if text is None else text
+    return parser.parse(text.splitlines(keepends=True)), parser.lines
 
 
 def pem_path(configuration, name):

@@ -3,6 +3,7 @@
     file or standard input, as text or as one line --> checked as the daemon would --> written, mode 0600 --> systemctl
 
 The mode of the file that it comes from does not matter, since what counts is the copy; what is refused is not written.
+A configuration may come from anybody, so one that starts programs is refused unless that is wanted.
 """
 
 import contextlib
@@ -35,6 +36,7 @@ def add_arguments(parser):
                         help="name of the instance: bulkvpnd@NAME runs it (default client)")
     parser.add_argument("--start", action="store_true", help="start it, now and at every boot")
     parser.add_argument("--force", action="store_true", help="take the place of a configuration of that name")
+    parser.add_argument("--allow-hooks", action="store_true", help="take it even if it has programs started")
     flag, settings = DIRECTORY
     parser.add_argument(flag, **{**settings, "help": f"where to write (default {config.CONFIGURATION_DIRECTORY})"})
 
@@ -50,7 +52,7 @@ def run(arguments):
 
 
 def _import(arguments):
-    text = checked(arguments.file, files.read_any(arguments.file))
+    text = checked(arguments.file, files.read_any(arguments.file), arguments.allow_hooks)
     file = arguments.directory / f"{arguments.name}.conf"
     with contextlib.ExitStack() as undo:
         files.make_directory(arguments.directory, 0o755, undo)
@@ -75,10 +77,11 @@ def _import(arguments):
         _systemctl(command)
 
 
-def checked(file, text):
+def checked(file, text, allow_hooks=False):
     """The text of a client's configuration, from its one line if it is one, after the checks of the daemon's start.
 
-    file: path, for messages. Raises ConfigurationError, CommandError.
+    file: path, for messages. allow_hooks: whether it may have programs started. Raises ConfigurationError,
+    CommandError.
     """
     if oneline.is_line(text):
         try:
@@ -94,12 +97,22 @@ def checked(file, text):
         if path:
             raise files.CommandError(f"{file}: {name} = {config.escaped(str(path))}: should be the PEM text itself, "
                                      f"between <{name}> and </{name}>")
+    if not allow_hooks:
+        _check_hooks(file, text)
     now = datetime.datetime.now(datetime.timezone.utc)
     try:
         pki.check_own(*(config.pem_text(configuration, name) for name in INLINE), "client", now)
     except pki.PKIError as error:
         raise files.CommandError(f"{file}: {error}") from None
     return text
+
+
+def _check_hooks(file, text):
+    items, lines = config.read_items(file, text)
+    for name, value in items.items():
+        if config.BY_NAME[name].group == "Hooks":
+            raise files.CommandError(f"{file}:{lines[name][0]}: {name} = {config.escaped(value)}: would start a "
+                                     "program here; take it out, or allow it with --allow-hooks")
 
 
 def _systemctl(command):

@@ -115,6 +115,24 @@ def test_what_is_no_client_s_is_refused(site, profile, tmp_path, ctl):
     assert "key = client.key: should be the PEM text itself" in refused(elsewhere, tmp_path, ctl)
 
 
+HOOKS = [option.name for option in config.OPTIONS if option.group == "Hooks" and option.role != "server"]
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_a_profile_that_starts_programs_is_refused_unless_that_is_wanted(site, profile, tmp_path, ctl, name):
+    number = profile.read_text().count("\n") + 1
+    text = profile.read_text() + f"{name} = /usr/bin/true\n"
+    error = refused(text, tmp_path, ctl)
+    assert f"x.conf:{number}: {name} = /usr/bin/true: would start a program here; " in error
+    assert error.endswith("--allow-hooks\n")
+    # As one line it is the same.
+    items, _ = config.read_items(profile, text)
+    assert f"{name} = /usr/bin/true: would start a program" in refused(oneline.encode(items), tmp_path, ctl)
+    assert ctl("import", tmp_path / "x.conf", "--directory", tmp_path / "etc", "--allow-hooks")[0] == 0
+    installed, _ = config.load(["--config", str(tmp_path / "etc" / "client.conf")])
+    assert str(getattr(installed, name.replace("-", "_"))) == "/usr/bin/true"
+
+
 def test_certificates_that_the_daemon_would_not_take_are_refused(site, profile, tmp_path, ctl):
     other = ctl("pki", "add", "other", "--remote", "x", "--directory", site)[1]
     mixed = profile.read_text().partition("<key>")[0] + "<key>" + other.partition("<key>")[2]

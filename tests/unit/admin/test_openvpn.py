@@ -57,7 +57,8 @@ _LINES = st.lists(
     st.one_of(
         st.text(max_size=60),
         st.builds(lambda name, words: " ".join([name, *words]),
-                  st.sampled_from(sorted(openvpn.CARRIED) + sorted(openvpn.REASONS) + ["ca", "cert", "key"]),
+                  st.sampled_from(sorted(openvpn.CARRIED) + sorted(openvpn.REASONS) + ["ca", "cert", "key"]
+                                  + list(config.BY_NAME)),
                   st.lists(st.one_of(
                       st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\n\r"), max_size=12),
                       st.sampled_from(["10.0.0.0", "255.0.0.0", "fd00::/64", "::", "1194", "tcp", "tun0", "0", "-1",
@@ -86,6 +87,7 @@ def test_whatever_the_text_is_the_result_is_a_configuration_or_a_line_to_blame(t
     assert {name: value if isinstance(value, list) else [value] for name, value in items.items()} == found.settings
     for name, values in found.settings.items():
         assert config.BY_NAME[name].role in (None, found.mode) and len(values) <= config.BY_NAME[name].most
+        assert config.BY_NAME[name].group != "Hooks", "nobody's programs are started because of a file"
         for value in values:
             config.BY_NAME[name].parse(value)
     assert all(reason.isprintable() and name for _, name, reason in found.notes)
@@ -151,6 +153,7 @@ def test_a_line_is_carried(text, settings):
         ("mode server\npush \"comp-lzo\"", "nothing that a server"),
         ("verify-x509-name \"C=US, CN=x\" subject", "server-name"), ("comp-lzo", "no compression"),
         ("auth-user-pass", "no passwords"), ("up /bin/true", "not carried over"), ("frobnicate", "no counterpart"),
+        ("on-up /bin/true", "no counterpart"),
         ("<tls-auth>\nsecret\n</tls-auth>", "neither a shared key"),
         ("<connection>\nproto udp\nremote a\n</connection>", "over UDP"),
         ("<connection>\nproto tcp\nremote a\nsocks-proxy x\n</connection>", "socks-proxy in it"),
@@ -170,6 +173,14 @@ def test_more_than_an_option_takes_is_left_out():
 def test_no_directive_has_two_places():
     assert not set(openvpn.CARRIED) & set(openvpn.REASONS)
     assert len(openvpn.REASONS) == sum(map(len, openvpn._REASONS.values()))
+
+
+def test_no_program_is_carried():
+    programs = ("up", "down", "client-connect", "client-disconnect", "route-up", "plugin", "on-up", "on-down")
+    for mode in ("client", "mode server\nserver 10.8.0.0 255.255.255.0"):
+        settings, notes = carried(mode + "".join(f"\n{name} /usr/bin/true" for name in programs))
+        assert [name for _, name in notes if name in programs] == list(programs)
+        assert not any(config.BY_NAME[name].group == "Hooks" for name in settings)
 
 
 # The command
