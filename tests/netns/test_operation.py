@@ -1,11 +1,13 @@
 """What an administrator does to a server that carries traffic: reload, disconnect, drain, restart."""
 
+import contextlib
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -133,6 +135,60 @@ def test_a_restart_is_over_within_seconds_and_tcp_lives_on(tunnel):
         assert near.recv(8) == b"and back"
         assert took < FOUND, f"{took:.1f} s after it was ready"
     again.wait_connections(4)
+    assert again.stop() == 0
+
+
+class Stream:
+    """A TCP connection that is never idle. received: bytes so far. longest: seconds, the longest time without any."""
+
+    def __init__(self, source, sink):
+        self.received, self.longest = 0, 0.0
+        self._source, self._sink = source, sink
+        self._threads = [threading.Thread(target=one, daemon=True) for one in (self._send, self._receive)]
+        for thread in self._threads:
+            thread.start()
+
+    def _send(self):
+        with contextlib.suppress(BrokenPipeError):
+            while True:
+                self._source.sendall(bytes(65536))
+
+    def _receive(self):
+        last = time.monotonic()
+        while data := self._sink.recv(65536):
+            now = time.monotonic()
+            self.received, self.longest, last = self.received + len(data), max(self.longest, now - last), now
+
+    def wait(self, seconds, what):
+        """Until much more has come."""
+        before = self.received
+        wait_until(lambda: self.received > before + (1 << 20), seconds, what)
+
+    def stop(self):
+        """All that was sent arrives."""
+        self._source.shutdown(socket.SHUT_WR)
+        for thread in self._threads:
+            thread.join(20)
+            assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("direction", ["to the server", "to the client"])
+def test_traffic_goes_on_after_a_restart(tunnel, direction):
+    network, server, client = tunnel
+    with inside(network.server):
+        listener = socket.create_server((INNER[4], 5001))
+    with inside(network.client):
+        near = socket.create_connection((INNER[4], 5001), timeout=60)
+    with listener, near, listener.accept()[0] as far:
+        far.settimeout(60)
+        stream = Stream(near, far) if direction == "to the server" else Stream(far, near)
+        stream.wait(10, "it flows")
+        assert server.stop() == 0
+        again = network.start_server().wait_ready()
+        stream.wait(20, "it goes on")
+        stream.stop()
+    again.wait_connections(4)
+    assert len(client.lines("no connection to the server is left")) == 1
     assert again.stop() == 0
 
 
