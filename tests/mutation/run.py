@@ -41,7 +41,8 @@ MODULES = {
     # What a peer sent. The rest handles packets of our own kernel.
     "protocol/packet.py": (
         "^(inspect|_check_vnet|_transport|module)",
-        ["protocol/test_packet.py", "dataplane/test_connection.py", "dataplane/test_sendqueue.py"],
+        ["protocol/test_packet.py", "protocol/test_segmentation.py", "protocol/test_flows.py",
+         "dataplane/test_connection.py", "dataplane/test_sendqueue.py"],
     ),
     "control/admission.py": ("", ["control/test_admission.py"]),
     "control/session.py": ("", ["control/test_session.py", "control/test_server.py"]),
