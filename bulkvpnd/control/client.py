@@ -131,7 +131,7 @@ class Client:
                 if ended == SHUTDOWN or time.monotonic() - connection.since > LIVED:
                     pause, hurry_until = PAUSE_MIN, time.monotonic() + RESTART_TIME
             except Refused as refused:
-                retry = handshake.REFUSALS.get(refused.reason, True)
+                retry, _ = handshake.REFUSALS[refused.reason]
                 log.log(logging.INFO if retry else logging.ERROR, "connection %d: %s", index, refused,
                         extra={"CONNECTION": index, "REASON": refused.reason, "limited": True,
                                "MESSAGE_ID": events.ID["server-refused"]})

@@ -44,14 +44,14 @@ REKEY_INTERVAL_RANGE = (1, 86400)
 of a cipher, far below where RFC 8446 section 5.5 asks for another key at this frame size)."""
 
 REFUSALS = {
-    # reason: may the client try the same again later?
-    "version": False,
-    "cipher": False,
-    "busy": True,
-    "pool": True,
-    "session": True,
-    "identity": True,
-    "shutdown": True,
+    # reason: (may the client try the same again later?, what it means, and what mends it)
+    "version": (False, "it speaks another version of the protocol; install one version at both ends"),
+    "cipher": (False, "it takes none of this end's ciphers; see the option cipher at both ends"),
+    "busy": (True, "it has too much to do, or this client came too often"),
+    "pool": (True, "every address of its pool is in use; there pool-ipv4 or pool-ipv6 has to be larger"),
+    "session": (True, "it does not know the session any more"),
+    "identity": (True, "a client of this name is connected already; there second-login says so"),
+    "shutdown": (True, "it is stopping, or takes no new sessions for now"),
 }
 
 
@@ -348,7 +348,7 @@ class Welcome:
         fields = _Fields("WELCOME", _object(body))
         if fields.word("message", ("WELCOME", "REFUSE")) == "REFUSE":
             reason = fields.word("reason", tuple(REFUSALS))
-            raise Refused(reason, f"the server refuses: {reason}")
+            raise Refused(reason, f"the server refuses: {reason}: {REFUSALS[reason][1]}")
         welcome = cls(
             session=fields.octets("session", SESSION_ID_SIZE),
             token=fields.octets("token", TOKEN_SIZE),

@@ -279,7 +279,7 @@ def test_status_says_why_there_is_no_connection(start):
     client = start(count=1, script=lambda hello: Refuse("pool"), replace={"retry_max": 0.05})
     until(lambda: client.status({})["failure"])
     assert client.status({})["failure"].startswith(f"127.0.0.1:{client.server.port}: ")
-    assert "pool" in client.status({})["failure"]
+    assert "pool: every address of its pool is in use; there pool-ipv4" in client.status({})["failure"]
     client.server.script = lambda hello: granting(hello, connections=1)
     client.established(attached(client, 1)[0]["connection"])
     assert client.status({})["failure"] is None

@@ -429,7 +429,7 @@ def test_refuse(reason):
 
 
 def test_only_what_would_be_answered_the_same_is_final():
-    assert {reason for reason, again in handshake.REFUSALS.items() if not again} == {"version", "cipher"}
+    assert {reason for reason, (again, _) in handshake.REFUSALS.items() if not again} == {"version", "cipher"}
 
 
 @pytest.mark.parametrize("fields", [{}, {"reason": None}, {"reason": ""}, {"reason": MARK}, {"reason": ["busy"]}])
