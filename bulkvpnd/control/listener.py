@@ -167,7 +167,6 @@ class Listener:
 
     def _end_silence(self, place):
         silent = self._silent.pop(place)
-        silent.watcher.stop()
         silent.watcher.close()
         return silent
 
@@ -249,9 +248,7 @@ class Listener:
         if self._sweeper:
             self._sweeper.kill(block=False)
         while self._watchers:
-            watcher = self._watchers.pop()
-            watcher.stop()
-            watcher.close()
+            self._watchers.pop().close()
         for place in list(self._silent):
             self._admission.leave(place)
             self._drop(place)
