@@ -3,11 +3,12 @@
 import gc
 import resource
 import time
+import warnings
 from socket import has_dualstack_ipv6
 
 import gevent
 import pytest
-from doubles import connected, free_port, until
+from doubles import connected, descriptors, free_port, until
 from gevent import socket
 from gevent.event import Event
 
@@ -41,6 +42,11 @@ class Handle:
 def living_greenlets():
     gc.collect()
     return sum(isinstance(one, gevent.Greenlet) and not one.dead for one in gc.get_objects())
+
+
+def kept_places():
+    gc.collect()
+    return sum(isinstance(one, admission_module.Place) for one in gc.get_objects())
 
 
 def connecting(port, host="127.0.0.1"):
@@ -78,7 +84,7 @@ def listen():
 def test_who_says_nothing_has_no_greenlet_and_is_reset_at_the_deadline(listen, caplog):
     port, handle = free_port(), Handle()
     listener = listen(("127.0.0.1", port), timeout=0.5, handle=handle)
-    begun, greenlets = time.monotonic(), living_greenlets()
+    places, greenlets, begun = kept_places(), living_greenlets(), time.monotonic()
     clients = [connected(port) for _ in range(20)]
     until(lambda: listener.status()["handshakes"] == 20)
     assert living_greenlets() == greenlets and not handle.busy
@@ -86,6 +92,7 @@ def test_who_says_nothing_has_no_greenlet_and_is_reset_at_the_deadline(listen, c
     assert 0.4 < time.monotonic() - begun < 2
     assert listener.status()["handshakes"] == 0 and listener.status()["failed"] == 20
     assert caplog.text.count("turned away: no complete handshake within 0 s") == 20
+    assert kept_places() - places <= 1, "none but the last, which a loop has in a variable"
 
 
 def test_the_deadline_counts_from_accept_and_not_from_the_first_byte(listen):
@@ -114,6 +121,20 @@ def test_who_leaves_without_a_word_never_reaches_the_handler(listen, caplog):
     connected(port).close()
     until(lambda: listener.status()["failed"] == 1)
     assert handle.served == 0 and "the peer closed the connection during the handshake" in caplog.text
+
+
+@pytest.mark.parametrize(("error", "reason"), [(OSError(32, "Broken pipe"), "Broken pipe"),
+                                               (OSError("no number"), "the socket failed")])  # fmt: skip
+def test_a_socket_that_fails_is_told_of_by_its_reason(listen, caplog, error, reason):
+    def fail(sock, address, place):
+        sock.recv(1)
+        raise error
+
+    port = free_port()
+    listen(("127.0.0.1", port), handle=fail)
+    with connecting(port) as client:
+        client.recv(1)
+    until(lambda: f"turned away: {reason}" in caplog.text)
 
 
 @pytest.mark.parametrize(("limit", "why"), [({"places": (4, 100, 4)}, "crowded"), ({"per_source": 4}, "source_full")])
@@ -162,6 +183,42 @@ def test_who_speaks_for_too_long_loses_its_place(listen, monkeypatch):
     assert handle.served == 2 and listener.status()["failed"] == 0
 
 
+def test_what_has_ended_is_not_kept(listen):
+    """Its place, its greenlet and its socket: a server goes on for months."""
+    port, handle = free_port(), Handle()
+    handle.go.set()
+    listener = listen(("127.0.0.1", port), handle=handle)
+    places, greenlets, open_before = kept_places(), living_greenlets(), len(descriptors())
+    for _ in range(5):
+        with connecting(port) as client:
+            assert client.recv(1) == b""
+    until(lambda: not listener.status()["handshakes"])
+    until(lambda: living_greenlets() == greenlets, "their greenlets have ended")
+    assert len(descriptors()) == open_before
+    assert kept_places() <= places
+
+
+def test_sockets_are_closed_and_not_left_to_be_found(listen, monkeypatch):
+    """By the collector, who would take its time in another Python."""
+    monkeypatch.setattr(admission_module, "PATIENCE", 0.0)
+    port, handle = free_port(), Handle()
+    listener = listen(("127.0.0.1", port), places=(1, 100, 1), timeout=0.3, handle=handle)
+    gc.collect()
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        first = connecting(port)
+        until(lambda: handle.busy)
+        second = connected(port)
+        assert is_reset(first), "it spoke, and lost its place"
+        assert is_reset(second), "it was silent until the deadline"
+        third = connected(port)
+        until(lambda: listener.status()["handshakes"] == 1)
+        listener.stop()
+        assert is_reset(third)
+        gc.collect()
+    assert [str(one.message) for one in found] == []
+
+
 def test_one_line_tells_of_all_that_were_dropped(listen, caplog, monkeypatch):
     monkeypatch.setattr(listener_module, "REPORT_PERIOD", 0.0)
     monkeypatch.setattr(listener_module, "SWEEP_PERIOD", 0.3)
@@ -177,11 +234,77 @@ def test_one_line_tells_of_all_that_were_dropped(listen, caplog, monkeypatch):
         caplog.clear()
 
 
-def test_failures_add_up_to_a_penalty(listen, caplog):
-    def fail(sock, address, place):
-        sock.recv(1)
-        raise RemoteError("tls", "no TLS at all")
+def test_lines_about_drops_are_some_time_apart(listen, caplog, monkeypatch):
+    monkeypatch.setattr(listener_module, "REPORT_PERIOD", 30.0)
+    monkeypatch.setattr(listener_module, "SWEEP_PERIOD", 0.01)
+    port = free_port()
+    listener = listen(("127.0.0.1", port), places=(2, 100, 2), timeout=0.1)
+    for _ in range(2):
+        # The first is dropped for the third, the others when it looks for those whose time is up, and writes lines.
+        assert all([is_reset(one) for one in [connected(port) for _ in range(3)]])
+    assert listener.status()["crowded"] == 2
+    assert caplog.text.count("dropped 1, the last as") == caplog.text.count("dropped") == 1
 
+
+def test_what_was_reported_is_not_reported_again(listen, caplog, monkeypatch):
+    monkeypatch.setattr(listener_module, "REPORT_PERIOD", 0.0)
+    monkeypatch.setattr(listener_module, "SWEEP_PERIOD", 0.01)
+    port = free_port()
+    listen(("127.0.0.1", port), places=(2, 100, 2), timeout=0.1)
+    assert all([is_reset(one) for one in [connected(port) for _ in range(3)]])
+    assert is_reset(connected(port)), "it has looked once more"
+    assert caplog.text.count("dropped") == 1
+
+
+def fail(sock, address, place):
+    """A handler to whom nobody is good enough."""
+    sock.recv(1)
+    raise RemoteError("tls", "no TLS at all")
+
+
+@pytest.mark.parametrize(("limits", "why"), [
+    ({"places": (1, 100, 1)}, "too many connections that are not authenticated: dropped 1,"),
+    ({"per_source": 1}, "too many connections of one address that are not authenticated: dropped 1,"),
+    ({"penalty_max": 5}, "connections after repeated failures from their address: dropped 1,"),
+])  # fmt: skip
+def test_each_kind_of_drop_has_its_line(listen, caplog, limits, why):
+    port = free_port()
+    listener = listen(("127.0.0.1", port), **limits, handle=fail)
+    with connecting(port) if "penalty_max" in limits else connected(port):
+        if "penalty_max" in limits:
+            until(lambda: listener.status()["failed"] == 1)
+        with connected(port):
+            until(lambda: why in caplog.text)
+
+
+def is_silent(port):
+    assert is_reset(connected(port))
+
+
+def speaks(port):
+    with connecting(port) as client:
+        assert client.recv(1) == b""
+
+
+@pytest.mark.parametrize(("client", "handle", "most", "count"), [
+    # Until the sum of admission.PENALTIES is 15 seconds or `most`; what has passed since the first is off it.
+    (lambda port: connected(port).close(), fail, 3, 4),
+    (speaks, fail, 600, 4),
+    (is_silent, fail, 600, 2),
+    (speaks, Handle(), 600, 2),
+], ids=["left", "failed", "silent for too long", "speaking for too long"])  # fmt: skip
+def test_each_way_to_fail_has_its_price(listen, caplog, monkeypatch, client, handle, most, count):
+    monkeypatch.setattr(listener_module, "SWEEP_PERIOD", 0.01)
+    port = free_port()
+    listener = listen(("127.0.0.1", port), penalty_max=most, timeout=0.2, handle=handle)
+    for number in range(1, count + 1):
+        assert "is answered" not in caplog.text, number
+        client(port)
+        until(lambda: listener.status()["failed"] == number)
+    until(lambda: caplog.text.count("nobody at the address of 127.0.0.1:") == 1)
+
+
+def test_failures_add_up_to_a_penalty(listen, caplog):
     port = free_port()
     listener = listen(("127.0.0.1", port), penalty_max=600, handle=fail)
     for _ in range(4):
@@ -242,6 +365,17 @@ def test_one_line_listens_on_both_families(listen, host):
     assert handle.served == 2
 
 
+@pytest.mark.parametrize(("host", "is_alone"), [("::", 0), ("::1", 1)])
+def test_what_takes_ipv4_too_does_not_depend_on_the_machine(listen, host, is_alone):
+    """net.ipv6.bindv6only decides where a socket does not (ipv6(7))."""
+    if not has_dualstack_ipv6():
+        pytest.skip("this machine has no IPv6")
+    seen = []
+    listen((host, free_port()),
+           prepare=lambda sock: seen.append(sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)))
+    assert seen == [is_alone]
+
+
 def test_an_ipv6_address_takes_no_ipv4_and_leaves_the_port_to_it(listen):
     if not has_dualstack_ipv6():
         pytest.skip("this machine has no IPv6")
@@ -261,7 +395,7 @@ def test_prepare_comes_before_listening(listen):
     ("address", "text"),
     [
         (("203.0.113.9", 7443), r"listen = 203\.0\.113\.9:7443: Cannot assign"),
-        (("nosuchhost.invalid", 7443), r"listen = nosuchhost\.invalid:7443: "),
+        (("nosuchhost.invalid", 7443), r"listen = nosuchhost\.invalid:7443: [A-Z][a-z]"),
         (("a" * 64, 7443), "listen = a{64}:7443: .*label"),
         (("a..b", 7443), r"listen = a\.\.b:7443: .*label"),
     ],
@@ -278,8 +412,48 @@ def test_a_port_that_is_taken_is_named(listen):
         listen(("127.0.0.1", port))
 
 
+def test_an_address_is_free_again_at_once(listen):
+    """In spite of connections that the kernel still waits for (TIME_WAIT, where this end closed first)."""
+    port, handle = free_port(), Handle()
+    handle.go.set()
+    listener = listen(("127.0.0.1", port), handle=handle)
+    with connecting(port) as client:
+        assert client.recv(1) == b""
+    listener.stop()
+    listen(("127.0.0.1", port))
+
+
+def test_reconfigured_it_goes_by_another_timeout_and_other_options(listen):
+    port, prepared = free_port(), []
+    listener = listen(("127.0.0.1", port), timeout=60, prepare=prepared.append)
+    (sock,) = prepared
+    listener.reconfigure(0.2)
+    assert prepared == [sock, sock]
+    assert is_reset(connected(port))
+
+
+def test_what_was_stopped_hears_nothing_of_others(listen, caplog):
+    """Their sockets get the numbers that its own had."""
+    port = free_port()
+    listener = listen(("127.0.0.1", port))
+    silent = connected(port)
+    until(lambda: listener.status()["handshakes"] == 1)
+    listener.stop()
+    assert is_reset(silent)
+    pairs = [socket.socketpair() for _ in range(8)]
+    readers = [gevent.spawn(one.recv, 1) for one, _ in pairs]
+    gevent.idle()
+    for _, other in pairs:
+        other.sendall(b"x")
+    assert [reader.get(timeout=5) for reader in readers] == [b"x"] * 8
+    assert caplog.text.count("cannot accept") == 0 and listener.status()["handshakes"] == 0
+    for one in (end for pair in pairs for end in pair):
+        one.close()
+
+
 def test_stop_closes_and_serves_nobody_more(listen):
     port, handle = free_port(), Handle()
+    greenlets = living_greenlets()
     listener = listen(("127.0.0.1", port), handle=handle)
     silent = connected(port)
     until(lambda: listener.status()["handshakes"] == 1)
@@ -287,4 +461,5 @@ def test_stop_closes_and_serves_nobody_more(listen):
     assert is_reset(silent)
     with pytest.raises(ConnectionRefusedError):
         connected(port)
-    assert not handle.busy
+    assert not handle.busy and listener.status()["handshakes"] == 0
+    until(lambda: living_greenlets() == greenlets, "nothing of it runs")
