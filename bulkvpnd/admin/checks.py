@@ -373,13 +373,17 @@ def _is_gateway(configuration):
 
 
 def _forwarding(subject):
-    if not _is_gateway(subject.configuration):
-        return [Verdict(NOT_CHECKED, "this server forwards nothing: no nat, client-to-client or routes")]
+    try:
+        versions = subject.machine.forwarded()
+    except config.ConfigurationError as error:
+        return [Verdict(NOT_CHECKED, str(error))]
+    if not versions:
+        return [Verdict(NOT_CHECKED, "this server forwards nothing: no nat, client-to-client, routes or networks of "
+                                     "clients")]
     if subject.report is None:
         return [Verdict(NOT_CHECKED, "the instance does not run, which is what turns it on")]
-    pools = {pool.version for pool in (subject.configuration.pool_ipv4, subject.configuration.pool_ipv6) if pool}
     found = []
-    for version in sorted(pools):
+    for version in versions:
         key = gateway.FORWARDING[version]
         try:
             is_on = subject.machine.sysctl(key) != "0"

@@ -62,6 +62,11 @@ class Machine:
         clients.load(self._configuration)
         gateway.check(self._configuration)
 
+    def forwarded(self):
+        """The IP versions that a server has the kernel forward. Raises ConfigurationError."""
+        configuration = dataclasses.replace(self._configuration, clients=clients.load(self._configuration))
+        return gateway.forwarded(configuration, filter(None, (configuration.pool_ipv4, configuration.pool_ipv6)))
+
     def pem(self, name):
         """Text of the option ca, certificate, key or crl. Raises ConfigurationError."""
         return config.pem_text(self._configuration, name)

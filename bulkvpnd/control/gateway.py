@@ -59,10 +59,17 @@ def _check_led(device, refused):
         raise LinkError(f"{device}: route to {network}: {why_not}; remove it, or take the network from its client")
 
 
-def _let_forward(configuration, changes, interfaces):
+def forwarded(configuration, own):
+    """The IP versions that the kernel has to forward, sorted; none if nothing asks for it. own: addresses or pools."""
     networks = [network for client in configuration.clients for network in client.networks]
     if configuration.nat or configuration.client_to_client or configuration.routes or networks:
-        versions = sorted({one.version for one in (*interfaces, *networks)})
+        return sorted({one.version for one in (*own, *networks)})
+    return []
+
+
+def _let_forward(configuration, changes, interfaces):
+    versions = forwarded(configuration, interfaces)
+    if versions:
         for outcome in gateway.forward(changes.ledger, versions):
             if outcome.why_not:
                 log.warning("packets are not forwarded: %s", outcome)

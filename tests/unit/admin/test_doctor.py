@@ -1,6 +1,7 @@
 """`bulkvpnctl doctor`: each check on a machine in memory, fine and not; tests/netns has the real one."""
 
 import argparse
+import dataclasses
 import datetime
 import io
 import ipaddress
@@ -14,7 +15,7 @@ from reports import changed
 from bulkvpnd import config, pki
 from bulkvpnd.admin import checks, doctor
 from bulkvpnd.admin.diagnosis import FINE, NOT_CHECKED, NOTE, PROBLEM, Verdict
-from bulkvpnd.admin.machine import Greeting
+from bulkvpnd.admin.machine import Greeting, Machine
 from bulkvpnd.admin.status import StatusError
 from bulkvpnd.host.firewall import FirewallError
 from bulkvpnd.host.sysctl import Outcome
@@ -43,7 +44,7 @@ class Double:
         "check_files": None, "now": NOW, "report": WELL, "requirements": [("gevent", "22.10", "24.11.1+x")],
         "open_tun": None, "clock_is_kept": True, "resolve": [(2, ("192.0.2.1", 7443))],
         "greet": Greeting("done", None, "192.0.2.1:7443"), "towards": ["eth0"], "mtu": 1500, "ping": True,
-        "listening": {7443}, "ruleset": [], "sysctl": "1",
+        "listening": {7443}, "ruleset": [], "forwarded": [4], "sysctl": "1",
         "tuned": [(Wish("congestion", "TCP_CONGESTION", "bbr", "exact"), Outcome("TCP_CONGESTION", "x", "bbr", "bbr"))],
         "routes": [(ipaddress.ip_network("192.0.2.0/24"), "eth0"), (ipaddress.ip_network("10.86.0.0/24"), "bulk0")],
         "dns_manager": "systemd-resolved", "name_servers": ["10.86.0.1"], "asks": True,
@@ -172,7 +173,8 @@ CASES = [
     ("firewall", NOT_CHECKED, "no binding", {"ruleset": FirewallError("no binding")}, {"mode": "server"}),
     ("forwarding", PROBLEM, "sysctl -w net.ipv4.ip_forward=1", {"sysctl": "0"}, GATEWAY),
     ("forwarding", NOTE, "drops what is forwarded", {"ruleset": [chain("forward")]}, GATEWAY),
-    ("forwarding", NOT_CHECKED, "forwards nothing", {}, {"mode": "server"}),
+    ("forwarding", NOT_CHECKED, "forwards nothing", {"forwarded": []}, {"mode": "server"}),
+    ("forwarding", NOT_CHECKED, "bad.conf", {"forwarded": config.ConfigurationError("bad.conf: bad")}, GATEWAY),
     ("forwarding", NOT_CHECKED, "not run", {"report": STOPPED}, GATEWAY),
     ("NAT", PROBLEM, "bulkvpnd_x", {}, GATEWAY),
     ("NAT", NOTE, "set nat = yes", {}, {"mode": "server", "client_to_client": True}),
@@ -222,6 +224,17 @@ def test_an_authority_that_ends_with_its_certificates(texts):
     certificate, key = pki.issue(ca, ca_key, "laptop", "client", begin, 365)
     found = states("certificate", machine=Double({"ca": ca, "certificate": certificate, "key": key}))
     assert set(found) == {NOTE} and "renew the authority" in found[NOTE] and "valid until 2026-06-20" in found[NOTE]
+
+
+@pytest.mark.parametrize(("text", "fields", "versions"), [
+    ("", {}, []), ("", {"nat": True}, [4]), ("[client a]\nnetworks = fd00:7::/64\n", {}, [4, 6]),
+    ("[client a]\nipv4 = 10.86.0.9\n", {}, []),
+])  # fmt: skip
+def test_what_this_server_forwards(tmp_path, text, fields, versions):
+    (tmp_path / "x.clients.d").mkdir()
+    (tmp_path / "x.clients.d" / "a.conf").write_text(text)
+    configuration = dataclasses.replace(options("server", **fields), path=tmp_path / "x.conf")
+    assert Machine(configuration).forwarded() == versions
 
 
 def test_a_key_that_others_can_read(texts):
