@@ -319,7 +319,7 @@ def test_other_clients_while_it_runs(site):
     assert answers(network.server, BEHIND[4])
     reloaded(f"[client other]\nipv4 = 10.86.0.78\nnetworks = {NETWORKS[1]}\n",
              "reloaded: in force: server.clients.d; after a restart: nothing")
-    wait_until(lambda: fixed_client.status()["addresses"][0] == "10.86.0.78/24", 10, "it is back with another address")
+    wait_until(lambda: "10.86.0.78/24" in fixed_client.status()["addresses"], 10, "it is back with another address")
     eventually(network.server, BEHIND[6])
     assert "bulk0" not in route_of(BEHIND[4])
     # Nobody else's packets are heard from there, and its own are not any more from what it had.
