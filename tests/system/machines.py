@@ -2,7 +2,8 @@
 
     Image    what mmdebstrap makes of a release; kept for some days
       └─ Root       an overlay on it: commands run in it, with this machine's network
-           └─ Machine    the same root, booted by systemd-nspawn with a network of its own
+           ├─ Machine    the same root, booted by systemd-nspawn with a network of its own
+           └─ a command with a kernel of its own, on a copy of the root, booted by QEMU
 
 Every command runs in a mount and process namespace of its own that ends with it, so no mount outlives its process,
 not even one that was killed. What remains is a directory and the machine's cgroup, which the context managers remove.
@@ -14,6 +15,7 @@ import os
 import pathlib
 import re
 import select
+import shlex
 import shutil
 import subprocess
 import time
@@ -34,6 +36,8 @@ KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 IMAGE_TIMEOUT, COMMAND_TIMEOUT, BOOT_TIMEOUT, HALT_TIMEOUT = 300, 300, 60, 20
 """Seconds; choices."""
+VIRTUAL_TIMEOUT = 1800
+"""Seconds for a command with its boot where every instruction is emulated, some twenty times slower (choice)."""
 ENVIRONMENT = ("PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8", "DEBIAN_FRONTEND=noninteractive")
 """All that a command gets: nothing of this machine's may decide how it runs."""
 
@@ -80,6 +84,23 @@ REMOVE_CGROUP = """
 umount -R /sys/fs/cgroup
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 find "/sys/fs/cgroup/$1" -depth -type d -exec rmdir {} +
+"""
+# Emulated even where there is a /dev/kvm: that of a machine which is virtual itself may take a guest and not run it.
+# What the command prints goes out by the second serial port; the first is the console. A panic ends it, too.
+VIRTUAL = OVERLAY + """
+umount var/cache/apt/archives
+mke2fs -q -t ext4 -d . "$directory/disk" 4G
+exec qemu-system-x86_64 -accel tcg -m 1G -nodefaults -display none -no-reboot \
+    -kernel boot/vmlinuz-* -initrd boot/initrd.img-* \
+    -drive "file=$directory/disk,format=raw,if=virtio,cache=unsafe" \
+    -serial "file:$directory/console" -serial "file:$directory/report" \
+    -append 'root=/dev/vda rw console=ttyS0 panic=-1 systemd.run="/bin/sh /root/command"'
+"""
+# Through a pipe, so that no program takes the port for somebody's terminal.
+COMMAND = """{{
+    {command}
+    echo "status $?"
+}} 2>&1 | cat >/dev/ttyS1
 """
 
 
@@ -171,6 +192,27 @@ class Root:
         self.run("apt-get", "update")
         self.run("apt-get", "install", "-y", "--no-install-recommends",
                  *(["--download-only"] if download_only else []), *packages)
+
+    def run_with_kernel(self, *argv, timeout=VIRTUAL_TIMEOUT):
+        """Runs a command in a virtual machine without a network, under the kernel that is installed in the root.
+
+        What it writes is lost. timeout: seconds, the boot included. Returns what it printed; raises AssertionError
+        with that, or with what the console showed. Needs qemu-system-x86_64 and mke2fs.
+        """
+        command = shlex.join(["env", "-i", "--chdir=/root", *ENVIRONMENT, *argv])
+        (self.path / "root" / "command").write_text(COMMAND.format(command=command))
+        console, report = (self.directory / name for name in ("console", "report"))
+        for file in (console, report):
+            file.write_text("")
+        done = _run(["timeout", str(timeout), *self.arguments(VIRTUAL)], timeout=None, check=False)
+        printed = report.read_text(errors="replace")
+        ended = re.fullmatch(r"(.*)status (\d+)\n", printed, re.DOTALL)
+        if ended is None:
+            shown = console.read_text(errors="replace")[-4000:]
+            raise AssertionError(f"no end of: {shlex.join(argv)}\n{done.stdout}\n{shown}\n{printed[-4000:]}")
+        if ended[2] != "0":
+            raise AssertionError(f"status {ended[2]} of: {shlex.join(argv)}\n{ended[1][-8000:]}")
+        return ended[1]
 
     def boot(self, name):
         """The root as a running Machine, once it is up; run() is not to be used until it is down again."""
