@@ -5,11 +5,14 @@
                   v
            destination address --> session --> rendezvous over its live connections in this worker
            or else its networks           '--> none here: a sibling worker that has one
-                                          '--> none anywhere: dropped and counted
+                                          '--> none anywhere: the last packets wait for one
 
 Whatever a packet is routed to is a lane, which names its `sink`: that has append(batch, lanes, first, stop) for the
 entries first ... stop - 1 of a Frame.
 """
+
+import collections
+import time
 
 from bulkvpnd.protocol.packet import VNET_SIZE, flow_hash, rendezvous
 
@@ -18,6 +21,11 @@ MEMO_MAX = 16384
 
 VERDICTS_MAX = 1024
 """Pairs of addresses remembered for a session; then it starts anew (choice: 150 KiB for a peer that makes them up)."""
+
+WAITING_MAX = 128
+"""Packets of a worker that may wait for a connection (choice: MAX_STAGED_PACKETS of the kernel's WireGuard)."""
+WAITING_TIME = 60.0
+"""Seconds for which they may (choice: TCP that has had no answer for so long tries again once in 50 s)."""
 
 _TRANSPORT = frozenset((6, 17))
 
@@ -142,20 +150,53 @@ class Drop:
         self._drops[self._cause] += stop - first
 
 
+class Waiting:
+    """A sink, and its own only lane: keeps the last packets whose sessions have no connection.
+
+    While nothing gets through, TCP inside the tunnel tries again after pauses that double, RFC 6298 section 5.5: it
+    would stand still for as long again as the tunnel has. Its last try waits here instead, for the next connection.
+    """
+
+    def __init__(self, drops, clock):
+        self.sink = self
+        self._drops = drops
+        self._clock = clock
+        self._entries = collections.deque()  # (when it came, entry), oldest first
+
+    def __len__(self):
+        return len(self._entries)
+
+    def append(self, batch, lanes, first, stop):
+        now = self._clock()
+        for number in range(first, stop):
+            self._entries.append((now, bytes(batch.view[batch.starts[number] : batch.begin(number + 1)])))
+        while len(self._entries) > WAITING_MAX:
+            self._entries.popleft()
+            self._drops["no_connection"] += 1
+
+    def take(self):
+        """Entries that are to be tried again; none of them waits any more."""
+        entries, self._entries = self._entries, collections.deque()
+        since = self._clock() - WAITING_TIME
+        fresh = [entry for came, entry in entries if came >= since]
+        self._drops["no_connection"] += len(entries) - len(fresh)
+        return fresh
+
+
 class Routes:
     """All sessions of a worker.
 
-    drops: counter by cause. siblings: {worker index: sink}.
+    drops: counter by cause. siblings: {worker index: sink}. clock(): seconds. waiting: packets without a connection.
     """
 
-    def __init__(self, drops, siblings):
+    def __init__(self, drops, siblings, clock=time.monotonic):
         self._memo = {}
         self._by_address = {}
         self._by_network = Prefixes()
         self._default = None
         self._siblings = siblings
         self._no_session = Drop(drops, "no_session")
-        self._no_connection = Drop(drops, "no_connection")
+        self.waiting = Waiting(drops, clock)
         self.sessions = {}
 
     def add(self, session):
@@ -183,6 +224,13 @@ class Routes:
     def changed(self):
         """Forgets remembered flows; called whenever a session or connection comes or goes."""
         self._memo.clear()
+
+    def retry(self, batch):
+        """Routes what waits once more, now that a session or connection has come or gone. batch: an empty Frame."""
+        for entry in self.waiting.take():
+            batch.add(entry)
+            self.split(batch)
+            batch.clear()
 
     def split(self, batch, from_sibling=False):
         """Hands every packet of the Frame `batch` to its sink, consecutive ones together.
@@ -230,4 +278,4 @@ class Routes:
             return session.connections[rendezvous(flow, session.connections)].lane(flow)
         if session.siblings and not from_sibling:
             return self._siblings[rendezvous(flow, session.siblings)]
-        return self._no_connection
+        return self.waiting

@@ -188,6 +188,7 @@ class Worker:
         session = self._session(message)
         session.siblings = tuple(index for index in message["workers"] if index != self.index)
         self.routes.add(session)
+        self._retry()
 
     def _session(self, message):
         """The session that a message names: a routed one, one whose first connection is not established, or new."""
@@ -205,6 +206,8 @@ class Worker:
         session = self.routes.sessions.get(message["session"])
         if session:
             self.routes.remove(session)
+            # What waits for it must not go to whoever has its addresses next.
+            self._retry()
 
     def _on_attach(self, message, descriptors):
         sock = _socket(fileno=descriptors[0])
@@ -244,6 +247,7 @@ class Worker:
                     **self.counters,
                     "to_siblings": sum(sibling.packets for sibling in self.siblings.values()),
                     "frames_in_use": self.pool.in_use,
+                    "waiting": len(self.routes.waiting),
                 },
             )
 
@@ -256,9 +260,17 @@ class Worker:
         # The peer's answers may come before the main process has told everybody of a new session.
         self.routes.add(connection.session)
         self._tell("established", connection=connection.number)
+        self._retry()
         if other is not None and connection.replaces:
             connection.follow(other)
             other.move()
+
+    def _retry(self):
+        """Something has changed for the packets that wait for a connection."""
+        if self.routes.waiting:
+            batch = self.pool.take()
+            self.routes.retry(batch)
+            self.pool.give_back(batch)
 
     def closing(self, connection):
         """It says CLOSE and takes no more packets."""

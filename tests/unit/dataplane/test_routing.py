@@ -49,7 +49,8 @@ class Table:
     def __init__(self, siblings=()):
         self.drops = collections.Counter()
         self.siblings = {index: Sink() for index in siblings}
-        self.routes = Routes(self.drops, self.siblings)
+        self.now = 0.0
+        self.routes = Routes(self.drops, self.siblings, lambda: self.now)
 
     def session(self, number=1, addresses=(THERE,), connections=4, siblings=(), any_address=False,
                 networks=()):
@@ -62,6 +63,9 @@ class Table:
 
     def split(self, *entries, from_sibling=False):
         self.routes.split(batch_of(entries), from_sibling)
+
+    def retry(self):
+        self.routes.retry(batch_of([]))
 
     def where(self, session, one, from_sibling=False):
         """Index of the connection that carries an entry; None if none does."""
@@ -103,8 +107,51 @@ def test_nothing_is_carried_to_another_address():
 def test_nothing_is_carried_without_a_connection(siblings, from_sibling):
     table = Table(siblings=(2,))
     table.session(connections=0, siblings=siblings)
-    table.split(*FLOWS, from_sibling=from_sibling)
-    assert table.drops == {"no_connection": len(FLOWS)} and not table.siblings[2].runs
+    table.split(*FLOWS[:100], from_sibling=from_sibling)
+    assert len(table.routes.waiting) == 100 and not table.drops and not table.siblings[2].runs
+
+
+def test_the_last_packets_wait_for_a_connection():
+    table = Table(siblings=(2,))
+    session = table.session(connections=0)
+    table.split(*FLOWS)
+    assert table.drops == {"no_connection": len(FLOWS) - routing.WAITING_MAX}
+    table.retry()
+    assert len(table.routes.waiting) == routing.WAITING_MAX, "as long as there is none"
+    session.connections[0] = Sink()
+    table.routes.changed()
+    table.retry()
+    assert session.connections[0].entries == FLOWS[-routing.WAITING_MAX:], "in their order, and once"
+    table.retry()
+    assert len(session.connections[0].runs) == routing.WAITING_MAX and not table.routes.waiting
+    # A sibling's does as well.
+    lose(table, session, 0)
+    table.split(FLOWS[0])
+    session.siblings = (2,)
+    table.routes.changed()
+    table.retry()
+    assert table.siblings[2].entries == [FLOWS[0]]
+
+
+def test_packets_wait_for_a_limited_time_and_for_nobody_else():
+    table = Table()
+    session = table.session(connections=0)
+    table.split(FLOWS[0])
+    table.now = 1.0
+    table.split(FLOWS[1])
+    table.now = routing.WAITING_TIME + 0.5
+    session.connections[0] = Sink()
+    table.routes.changed()
+    table.retry()
+    assert session.connections[0].entries == [FLOWS[1]] and table.drops == {"no_connection": 1}
+    lose(table, session, 0)
+    table.split(FLOWS[2])
+    table.routes.remove(session)
+    table.retry()
+    other = table.session(number=2)
+    table.retry()
+    assert table.drops == {"no_connection": 1, "no_session": 1}
+    assert not any(sink.runs for sink in other.connections.values())
 
 
 def test_a_session_that_is_removed_carries_nothing_more():
@@ -315,12 +362,12 @@ def test_what_a_sibling_handed_over_in_vain_does_not_stop_the_flow_here():
     table = Table(siblings=(2,))
     table.session(connections=0, siblings=(2,))
     table.split(FLOWS[0], from_sibling=True)
-    assert table.drops == {"no_connection": 1}
+    assert len(table.routes.waiting) == 1
     table.split(FLOWS[0])
-    assert table.siblings[2].entries == [FLOWS[0]] and table.drops["no_connection"] == 1
+    assert table.siblings[2].entries == [FLOWS[0]] and len(table.routes.waiting) == 1
     # Nor is it handed back because the flow was remembered.
     table.split(FLOWS[0], from_sibling=True)
-    assert table.siblings[2].entries == [FLOWS[0]] and table.drops["no_connection"] == 2
+    assert table.siblings[2].entries == [FLOWS[0]] and len(table.routes.waiting) == 2
 
 
 # Sessions

@@ -316,7 +316,7 @@ def test_a_connection_is_closed_by_order(main):
     assert (message["reason"], message["clean"], message["blame"]) == ("replaced", True, None)
     assert set(message["counters"]) == set(COUNTERS) and message["counters"]["frames_in"] == 1
     worker.tun.send(entry(1, 1))
-    until(lambda: worker.status()["drops"]["no_connection"] == 1)
+    until(lambda: worker.status()["counters"]["waiting"] == 1)
     status = worker.status()
     assert status["connections"] == [] and status["counters"]["frames_in_use"] == 0
     assert descriptors(worker) == before
@@ -502,18 +502,34 @@ def test_the_sibling_no_longer_has_one(main):
         worker.send("session", session=1, addresses=[THERE.hex()], any_address=False, networks=[], workers=workers)
     worker.status()
     worker.tun.send(entry(1, 1))
-    until(lambda: worker.status()["drops"]["no_connection"] == 1)
+    until(lambda: worker.status()["counters"]["waiting"] == 1)
+    # It has one again.
+    worker.send("session", session=1, addresses=[THERE.hex()], any_address=False, networks=[], workers=[1])
+    assert worker.sibling.recv(2000) == entry(1, 1)
 
 
-def test_what_a_sibling_hands_over_is_carried_or_dropped(main):
+def test_what_waits_for_a_session_is_for_nobody_else(main):
+    worker = main()
+    worker.send("session", session=1, addresses=[THERE.hex()], any_address=False, networks=[], workers=[])
+    worker.status()
+    worker.tun.send(entry(1, 1))
+    until(lambda: worker.status()["counters"]["waiting"] == 1)
+    worker.send("forget", session=1)
+    peer = worker.establish(session=2)
+    worker.tun.send(entry(1, 2))
+    assert peer.data(1) == [entry(1, 2)]
+    assert worker.status()["drops"]["no_session"] == 1
+
+
+def test_what_a_sibling_hands_over_is_carried_or_waits(main):
     worker = main()
     worker.send("session", session=1, addresses=[THERE.hex()], any_address=False, networks=[], workers=[1])
     worker.status()
     worker.to_worker.send(entry(1, 1))
-    until(lambda: worker.status()["drops"]["no_connection"] == 1)
+    until(lambda: worker.status()["counters"]["waiting"] == 1)
     peer = worker.establish()
     worker.to_worker.send(entry(1, 2))
-    assert peer.data(1) == [entry(1, 2)]
+    assert peer.data(2) == [entry(1, 1), entry(1, 2)]
     assert worker.status()["counters"]["from_siblings"] == 2
     worker.sibling.setblocking(False)
     with pytest.raises(BlockingIOError):
