@@ -128,12 +128,21 @@ def test_a_udp_checksum_of_zero_is_sent_as_all_ones(version, gso_size):
 @pytest.mark.parametrize("position", [0, 1, 77])
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
 def test_an_entry_amid_others(position, kind):
-    one = Sent()
+    one = Sent(gso_size=100)
     entry = one.entry()
     content = kind(bytes(position) + entry + b"\xee" * 50)
     end = position + len(entry)
     check_segments(one, [bytes(piece) for piece in packet.plain_packets(content, position, end, ())])
     assert packet.segment_count(content, position, end) == one.segments
+
+
+def test_packets_of_wire_size_behind_headers_of_any_length():
+    """The kernel may count data among the headers (hdr_len of linux/virtio_net.h)."""
+    one = Sent(gso_size=100)
+    size = len(one.packet())
+    for header in (one.header_size, 255, 256, 511, 2000):
+        assert segments_of(altered(one.entry(), hdr_len=header)) == -(-(size - header) // 100)
+    assert segments_of(altered(one.entry(), hdr_len=size)) == 1
 
 
 @pytest.mark.parametrize(
