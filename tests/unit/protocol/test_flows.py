@@ -1,12 +1,13 @@
 """bulkvpnd.protocol.packet: which connection a flow takes."""
 
 import collections
+import hashlib
 import struct
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from packets import GRE, ICMP, SCTP, SUPER, TCP, UDP, V4, V6, examples, ip, pieces_of, plain, ports
+from packets import GRE, ICMP, SCTP, SUPER, TCP, UDP, V4, V6, Sent, examples, ip, pieces_of, plain, ports
 
 from bulkvpnd.protocol import packet
 
@@ -84,6 +85,13 @@ def test_ports_are_read_within_the_packet_only():
     assert packet.flow_hash(content, 0, 24) != packet.flow_hash(content, 0, 23)
 
 
+@pytest.mark.parametrize("version", [V4, V6])
+def test_a_header_alone_has_the_flow_of_its_addresses(version):
+    content = ip(version, ICMP, b"")
+    assert len(content) == (20 if version == V4 else 40)
+    assert flow(content) == flow(ip(version, ICMP, b"\1" * 9)) != 0
+
+
 @pytest.mark.parametrize("content", [b"\0" * 60, b"\x50" * 60, b"\x45" + bytes(18), b"\x60" + bytes(38)])
 def test_what_is_not_ip_has_no_flow(content):
     assert flow(content) == 0
@@ -128,6 +136,14 @@ def test_only_the_flows_of_a_lost_number_move_and_evenly(flows, numbers):
         moved = collections.Counter(new for old, new in zip(before, after) if old == lost)
         even = moved.total() / len(rest)
         assert all(abs(moved[number] - even) < even * 0.4 for number in rest)
+
+
+def test_both_ends_choose_alike_whatever_their_versions():
+    """Frozen. CRC-32 over address and port of one end and then of the other; the weights of Knuth's two numbers."""
+    assert (flow(Sent().packet()), flow(Sent(version=V6).packet())) == (0xECB02265, 0xCE735352)
+    flows = [int.from_bytes(hashlib.sha256(bytes([one])).digest()[:4], "big") for one in range(64)]
+    chosen = "".join(f"{packet.rendezvous(one, range(16)):x}" for one in flows)
+    assert chosen == "79d5303535b06e3052cef98023cda06a2ee99887c427d095f6347b58b0ed6bfa"
 
 
 @given(st.integers(0, 2**32 - 1), st.sets(st.integers(0, 2**32 - 1), min_size=1, max_size=8), st.randoms())

@@ -143,6 +143,7 @@ def test_packets_of_wire_size_behind_headers_of_any_length():
     for header in (one.header_size, 255, 256, 511, 2000):
         assert segments_of(altered(one.entry(), hdr_len=header)) == -(-(size - header) // 100)
     assert segments_of(altered(one.entry(), hdr_len=size)) == 1
+    assert segments_of(PLAIN4) == segments_of(CSUM4) == 1
 
 
 @pytest.mark.parametrize(
