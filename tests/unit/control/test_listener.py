@@ -89,7 +89,7 @@ def test_who_says_nothing_has_no_greenlet_and_is_reset_at_the_deadline(listen, c
     until(lambda: listener.status()["handshakes"] == 20)
     assert living_greenlets() == greenlets and not handle.busy
     assert all(is_reset(client) for client in clients)
-    assert 0.4 < time.monotonic() - begun < 2
+    assert 0.4 < time.monotonic() - begun < 8
     assert listener.status()["handshakes"] == 0 and listener.status()["failed"] == 20
     assert caplog.text.count("turned away: no complete handshake within 0 s") == 20
     assert kept_places() - places <= 1, "none but the last, which a loop has in a variable"
@@ -97,14 +97,14 @@ def test_who_says_nothing_has_no_greenlet_and_is_reset_at_the_deadline(listen, c
 
 def test_the_deadline_counts_from_accept_and_not_from_the_first_byte(listen):
     port, handle = free_port(), Handle()
-    listen(("127.0.0.1", port), timeout=1, handle=handle)
+    listen(("127.0.0.1", port), timeout=3, handle=handle)
     begun = time.monotonic()
     with connected(port) as client:
-        gevent.sleep(0.7)  # time itself is what is tested
+        gevent.sleep(2.5)  # time itself is what is tested
         client.sendall(b"x")
         until(lambda: handle.busy)
         assert client.recv(1) == b""
-    assert 0.9 < time.monotonic() - begun < 1.5
+    assert 2.9 < time.monotonic() - begun < 5.4
 
 
 def test_the_first_byte_is_still_there_for_the_handler(listen):
