@@ -9,10 +9,13 @@ import subprocess
 import pytest
 
 import machines
+from pair import booted
 
 ROOT = pathlib.Path(__file__).parents[2]
 TOOLS = {"mmdebstrap": "mmdebstrap", "systemd-nspawn": "systemd-container", "git": "git"}
 """Command: Debian package."""
+BUILD_TIMEOUT = 900
+"""Seconds; the package's unit tests are part of a build (choice)."""
 
 
 @pytest.fixture(scope="session", params=machines.RELEASES)
@@ -43,15 +46,20 @@ def root(image, tmp_path):
 
 
 class Package:
-    """What two builds of the same source made.
+    """file: a .deb. digests: SHA-256 of each build of the same source. lintian: its report, as lines."""
 
-    file: the .deb of the first. digests: SHA-256 of both. lintian: its report, as lines.
-    """
-
-    def __init__(self, file, digests, lintian):
+    def __init__(self, file, digests=(), lintian=()):
         self.file = file
         self.digests = digests
         self.lintian = lintian
+
+    def copy_into(self, root, *others):
+        """Lets a root have it in /root, and what it and others depend on, so that apt can do without a network."""
+        root.copy_in(self.file, f"/root/{self.file.name}")
+        root.install(f"/root/{self.file.name}", *others, download_only=True)
+
+    def install(self, machine, *others):
+        machine.run("apt-get", "install", "-y", "--no-install-recommends", f"/root/{self.file.name}", *others)
 
 
 # What may differ between the machines of two developers, and must not be seen in the package.
@@ -63,21 +71,36 @@ BUILD = 'umask "$1" && cd "$2" && exec dpkg-buildpackage -us -uc -b'
 
 
 @pytest.fixture(scope="session")
-def package(image, clone, tmp_path_factory):
-    directory = tmp_path_factory.mktemp(image.release)
-    files = []
-    with machines.Root(image, directory / "root") as root:
-        for path, *_ in SURROUNDINGS:
-            root.copy_in(clone, f"{path}/bulkvpnd")
+def builder(image, clone, tmp_path_factory):
+    """A root that has what a build needs."""
+    with machines.Root(image, tmp_path_factory.mktemp(f"{image.release}-builder") / "root") as root:
+        root.copy_in(clone, "/build/dependencies")
         root.install("build-essential", "lintian")
-        root.run("apt-get", "build-dep", "-y", "--no-install-recommends", f"{SURROUNDINGS[0][0]}/bulkvpnd")
-        for path, umask, environment in SURROUNDINGS:
-            root.run("sh", "-c", BUILD, "sh", umask, f"{path}/bulkvpnd", environment=environment)
-            [built] = (root.path / path.lstrip("/")).glob("*.deb")
-            files.append(directory / f"{len(files)}" / built.name)
-            files[-1].parent.mkdir()
-            shutil.copy(built, files[-1])
-        changes = next((root.path / SURROUNDINGS[0][0].lstrip("/")).glob("*.changes"))
-        lintian = root.run("lintian", "--allow-root", "--pedantic", "--tag-display-limit=0",
-                           f"{SURROUNDINGS[0][0]}/{changes.name}", check=False).stdout.splitlines()
+        root.run("apt-get", "build-dep", "-y", "--no-install-recommends", "/build/dependencies")
+        yield root
+
+
+def build(builder, source, directory, umask, environment):
+    """Builds a source tree in a directory of the root. Returns the .deb."""
+    builder.copy_in(source, f"{directory}/bulkvpnd")
+    builder.run("sh", "-c", BUILD, "sh", umask, f"{directory}/bulkvpnd", environment=environment, timeout=BUILD_TIMEOUT)
+    [built] = (builder.path / directory.lstrip("/")).glob("*.deb")
+    return built
+
+
+@pytest.fixture(scope="session")
+def package(builder, clone):
+    """This checkout's."""
+    files = [build(builder, clone, *surroundings) for surroundings in SURROUNDINGS]
+    [changes] = files[0].parent.glob("*.changes")
+    lintian = builder.run("lintian", "--allow-root", "--pedantic", "--tag-display-limit=0",
+                          f"{SURROUNDINGS[0][0]}/{changes.name}", check=False).stdout.splitlines()
     return Package(files[0], [hashlib.sha256(file.read_bytes()).hexdigest() for file in files], lintian)
+
+
+@pytest.fixture(scope="session")
+def pair(image, package, tmp_path_factory):
+    """Two machines with a tunnel that every test leaves as it found it."""
+    with booted(image, tmp_path_factory.mktemp(f"{image.release}-machines") / "pair", package) as made:
+        made.make_tunnel()
+        yield made

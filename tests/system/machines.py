@@ -43,6 +43,8 @@ ENVIRONMENT = ("PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8
 
 UP = ("running", "degraded")
 """Of `systemctl is-system-running`. Degraded: some unit of Debian's own may fail in a container."""
+BOOTING = ("starting", *UP)
+"""A client's machine is not up before its tunnel is, and that waits for the cable."""
 
 NAMESPACES = ("setpriv", "--pdeathsig=KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 """Everything inside ends with unshare, and that with the tests, even where these are killed."""
@@ -233,14 +235,14 @@ class Machine:
     def __exit__(self, *exception):
         self.stop()
 
-    def start(self):
-        """Boots it and waits until it is up."""
+    def start(self, states=UP):
+        """Boots it and waits until it is up. states: of `systemctl is-system-running`, that are enough."""
         (self.root.path / "etc" / "hostname").write_text(self.name + "\n")
         self.console = (self.root.directory / "console").open("w+")
         self.process = subprocess.Popen([*self.root.arguments(BOOT), self.name], stdin=subprocess.DEVNULL,
                                         stdout=self.console, stderr=self.console, start_new_session=True)
         try:
-            wait_until(self._is_up, BOOT_TIMEOUT, f"{self.name} is up")
+            wait_until(lambda: self._is_in(states), BOOT_TIMEOUT, f"{self.name} is up")
         except BaseException:
             self.stop()
             raise
@@ -257,6 +259,26 @@ class Machine:
             self.process.wait()
             self.console.close()
             namespaces.execute(["unshare", "--mount", "sh", "-euc", REMOVE_CGROUP, "sh", self.name], check=False)
+
+    def reboot(self):
+        """Shuts it down for a reboot, from inside, and starts it. What was done to its network is gone."""
+        self.run("systemctl", "reboot", check=False)
+        # With --keep-unit it is for whoever runs systemd-nspawn to run it again.
+        self.process.wait(HALT_TIMEOUT)
+        self.stop()
+        self.start(BOOTING)
+
+    def cut_power(self):
+        """Ends all of it at once. What was written stays, as on a disk that has kept up; the network is gone."""
+        init = os.pidfd_open(self.init)
+        try:
+            self.process.kill()
+            # The last of it: until then the files are in use.
+            wait_until(lambda: select.select([init], [], [], 0)[0], HALT_TIMEOUT, f"nothing of {self.name} runs")
+        finally:
+            os.close(init)
+            self.process.wait()
+            self.stop()
 
     @property
     def init(self):
@@ -279,11 +301,11 @@ class Machine:
         """The lines of the journal that journalctl(1) gives for the arguments."""
         return self.run("journalctl", "--no-pager", "--output=short-monotonic", *arguments).stdout.splitlines()
 
-    def _is_up(self):
+    def _is_in(self, states):
         if self.process.poll() is not None:
             self.console.seek(0)
             raise AssertionError(f"{self.name} did not boot:\n{self.console.read()[-4000:]}")
-        return self.init and self.run("systemctl", "is-system-running", check=False).stdout.strip() in UP
+        return self.init and self.run("systemctl", "is-system-running", check=False).stdout.strip() in states
 
 
 def wait_until(condition, seconds, what):
