@@ -14,6 +14,8 @@ from pair import booted
 ROOT = pathlib.Path(__file__).parents[2]
 TOOLS = {"mmdebstrap": "mmdebstrap", "systemd-nspawn": "systemd-container", "git": "git"}
 """Command: Debian package."""
+FORMER = "48748689a030dc22bfee8bda919eb4ebdff08403"
+"""The commit from which machines are upgraded: until there is a release, the last of the first day (choice)."""
 BUILD_TIMEOUT = 900
 """Seconds; the package's unit tests are part of a build (choice)."""
 
@@ -96,6 +98,18 @@ def package(builder, clone):
     lintian = builder.run("lintian", "--allow-root", "--pedantic", "--tag-display-limit=0",
                           f"{SURROUNDINGS[0][0]}/{changes.name}", check=False).stdout.splitlines()
     return Package(files[0], [hashlib.sha256(file.read_bytes()).hexdigest() for file in files], lintian)
+
+
+@pytest.fixture(scope="session")
+def former(builder, clone, tmp_path_factory):
+    """The package of an earlier commit, with a lower version."""
+    source = tmp_path_factory.mktemp("former") / "bulkvpnd"
+    subprocess.run(["git", "clone", "--quiet", clone, source], check=True)
+    if subprocess.run(["git", "-C", source, "checkout", "--quiet", FORMER], check=False).returncode:
+        pytest.skip(f"needs the history of this checkout, back to {FORMER}")
+    changelog = source / "debian" / "changelog"
+    changelog.write_text(changelog.read_text().replace(")", "~former)", 1))
+    return Package(build(builder, source, "/build/former", "022", ("DEB_BUILD_OPTIONS=nocheck",)))
 
 
 @pytest.fixture(scope="session")
