@@ -11,6 +11,7 @@ Needs root, mmdebstrap and systemd-nspawn. This machine needs no systemd as proc
 """
 
 import contextlib
+import fcntl
 import os
 import pathlib
 import re
@@ -116,12 +117,16 @@ class Image:
         self.release = release
         self.directory = CACHE / release
         self.archives = CACHE / f"{release}-archives"
-        if not self.directory.exists() or time.time() - self.directory.stat().st_mtime > IMAGE_AGE:
-            self._make()
+        self.archives.mkdir(parents=True, exist_ok=True)
+        with open(CACHE / f"{release}.lock", "w") as lock:
+            # Another run of the tests may be making it.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not self.directory.exists() or time.time() - self.directory.stat().st_mtime > IMAGE_AGE:
+                self._make()
 
     def _make(self):
         shutil.rmtree(self.directory, ignore_errors=True)
-        (self.archives / "partial").mkdir(parents=True, exist_ok=True)
+        (self.archives / "partial").mkdir(exist_ok=True)
         made = self.directory.with_suffix(".new")
         shutil.rmtree(made, ignore_errors=True)
         options = CACHE / "apt.conf"
