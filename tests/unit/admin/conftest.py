@@ -17,3 +17,13 @@ def ctl(capsys):
         return status, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture
+def pki_ctl(ctl, tmp_path):
+    """The same for `bulkvpnctl pki` COMMAND in the site of tmp_path/site."""
+
+    def run(command, *arguments, directory=tmp_path / "site"):
+        return ctl("pki", command, "--directory", directory, *arguments)
+
+    return run

@@ -17,29 +17,15 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from bulkvpnd import cli, config, pki
+from bulkvpnd import config, pki
 
 DAY = datetime.timedelta(days=1)
 
 
 @pytest.fixture
-def ctl(tmp_path, capsys):
-    """Runs bulkvpnctl pki with --directory tmp_path/site: returns (status, standard output, standard error)."""
-
-    def run(command, *arguments, directory=tmp_path / "site"):
-        try:
-            status = cli.bulkvpnctl(["pki", command, "--directory", str(directory), *arguments])
-        except SystemExit as error:
-            status = error.code
-        return status, *capsys.readouterr()
-
-    return run
-
-
-@pytest.fixture
-def site(tmp_path, ctl):
+def site(tmp_path, pki_ctl):
     """The directory of a site for which `pki init` has run."""
-    status, _, error = ctl("init")
+    status, _, error = pki_ctl("init")
     assert (status, error) == (0, "")
     return tmp_path / "site"
 
@@ -69,12 +55,12 @@ def separate(*command, **settings):
     return subprocess.run([sys.executable, "-m", "bulkvpnd.admin", "pki", *map(str, command)], **settings)
 
 
-def test_init_and_add_make_configurations_that_fit(site, ctl):
+def test_init_and_add_make_configurations_that_fit(site, pki_ctl):
     server, server_pem = loaded(site / "server.conf")
     assert server.mode == "server" and server.listen == (("::", 7443),)
     assert server.pool_ipv4.subnet_of(ipaddress.ip_network("10.64.0.0/10")) and server.pool_ipv4.prefixlen == 24
     assert server.pool_ipv6.subnet_of(ipaddress.ip_network("fd00::/8")) and server.pool_ipv6.prefixlen == 64
-    status, out, error = ctl("add", "alice", "--remote", "vpn.example.org")
+    status, out, error = pki_ctl("add", "alice", "--remote", "vpn.example.org")
     assert (status, error) == (0, "")
     file = site / "client.conf"
     file.touch(0o600)
@@ -87,25 +73,25 @@ def test_init_and_add_make_configurations_that_fit(site, ctl):
     assert (pki.describe(server_pem[1]).name, pki.describe(client_pem[1]).name) == ("server", "alice")
 
 
-def test_init_takes_what_it_is_told(ctl, site, tmp_path):
+def test_init_takes_what_it_is_told(pki_ctl, site, tmp_path):
     other = tmp_path / "a" / "b"
     settings = "--name hub --days 5 --pool-ipv4 10.1.0.0/16 --pool-ipv6 fd01::/64 --listen 192.0.2.1:443".split()
-    assert ctl("init", *settings, directory=other)[0] == 0
+    assert pki_ctl("init", *settings, directory=other)[0] == 0
     server, pem = loaded(other / "server.conf")
     assert (str(server.pool_ipv4), str(server.pool_ipv6)) == ("10.1.0.0/16", "fd01::/64")
     assert server.listen == (("192.0.2.1", 443),)
     assert pki.describe(pem[1]).name == "hub"
     assert pki.describe(pem[1]).expires <= datetime.datetime.now(datetime.timezone.utc) + 5 * DAY
-    ctl("add", "alice", "--remote", "x", "--output", str(tmp_path / "client.conf"), directory=other)
+    pki_ctl("add", "alice", "--remote", "x", "--output", str(tmp_path / "client.conf"), directory=other)
     client, _ = loaded(tmp_path / "client.conf")
     # The port that this server listens on, and the name that its certificate has.
     assert (client.remote, client.server_name) == ((("x", 443),), "hub")
 
 
-def test_pools_and_authorities_of_two_sites_differ(ctl, tmp_path):
+def test_pools_and_authorities_of_two_sites_differ(pki_ctl, tmp_path):
     texts = set()
     for name in ("a", "b"):
-        ctl("init", directory=tmp_path / name)
+        pki_ctl("init", directory=tmp_path / name)
         server, pem = loaded(tmp_path / name / "server.conf")
         issuer = x509.load_pem_x509_certificate(pem[0].encode()).subject.rfc4514_string()
         texts |= {str(server.pool_ipv6), issuer}
@@ -113,11 +99,11 @@ def test_pools_and_authorities_of_two_sites_differ(ctl, tmp_path):
 
 
 @pytest.mark.parametrize("umask", [0, 0o022, 0o777])
-def test_modes_whatever_the_umask(tmp_path, ctl, umask):
+def test_modes_whatever_the_umask(tmp_path, pki_ctl, umask):
     before = os.umask(umask)
     try:
-        assert ctl("init")[0] == 0
-        assert ctl("add", "alice", "--remote", "x", "--output", str(tmp_path / "site" / "client.conf"))[0] == 0
+        assert pki_ctl("init")[0] == 0
+        assert pki_ctl("add", "alice", "--remote", "x", "--output", str(tmp_path / "site" / "client.conf"))[0] == 0
     finally:
         os.umask(before)
     site = tmp_path / "site"
@@ -136,13 +122,13 @@ def test_modes_whatever_the_umask(tmp_path, ctl, umask):
 
 
 @pytest.mark.parametrize("name", ["pki/ca.key", "pki/ca.crt", "pki/issued/server.crt", "crl.pem", "server.conf"])
-def test_init_overwrites_nothing(tmp_path, ctl, name):
+def test_init_overwrites_nothing(tmp_path, pki_ctl, name):
     file = tmp_path / "site" / name
     file.parent.mkdir(parents=True)
     for make in (lambda: file.write_text("precious"), lambda: file.symlink_to("nowhere")):
         make()
         before = tree(tmp_path)
-        status, out, error = ctl("init")
+        status, out, error = pki_ctl("init")
         assert (status, out) == (1, "") and str(file) in one_line(error) and "--directory" in error
         assert tree(tmp_path) == before
         file.unlink()
@@ -161,11 +147,11 @@ def test_init_that_fails_half_way_leaves_nothing(tmp_path):
     assert list(tree(tmp_path)) == ["pki"]
 
 
-def test_init_where_a_directory_cannot_be(tmp_path, ctl):
+def test_init_where_a_directory_cannot_be(tmp_path, pki_ctl):
     (tmp_path / "file").touch()
-    status, _, error = ctl("init", directory=tmp_path / "file" / "site")
+    status, _, error = pki_ctl("init", directory=tmp_path / "file" / "site")
     assert status == 1 and "file" in one_line(error)
-    status, _, error = ctl("init", directory=tmp_path / "new\nline" / "\x1b" / ("x" * 300))
+    status, _, error = pki_ctl("init", directory=tmp_path / "new\nline" / "\x1b" / ("x" * 300))
     assert status == 1 and r"new\nline/\x1b/" in one_line(error)
     assert list(tree(tmp_path)) == ["file"]
 
@@ -179,43 +165,43 @@ def test_init_where_a_directory_cannot_be(tmp_path, ctl):
         (["[2001:db8::1]:99", "b"], (("2001:db8::1", 99), ("b", 1234))),
     ],
 )
-def test_add_remotes(ctl, tmp_path, remote, expected):
-    ctl("init", "--listen", "[::]:1234")
+def test_add_remotes(pki_ctl, tmp_path, remote, expected):
+    pki_ctl("init", "--listen", "[::]:1234")
     file = tmp_path / "client.conf"
     arguments = [word for one in remote for word in ("--remote", one)]
-    assert ctl("add", "alice", *arguments, "--connections", "7", "--output", str(file)) == (0, "", "")
+    assert pki_ctl("add", "alice", *arguments, "--connections", "7", "--output", str(file)) == (0, "", "")
     client, _ = loaded(file)
     assert (client.remote, client.connections) == (expected, 7)
 
 
-def test_add_without_a_server_configuration_uses_the_default_port(ctl, site):
+def test_add_without_a_server_configuration_uses_the_default_port(pki_ctl, site):
     (site / "server.conf").unlink()
-    assert "\nremote = x:7443\n" in ctl("add", "alice", "--remote", "x")[1]
+    assert "\nremote = x:7443\n" in pki_ctl("add", "alice", "--remote", "x")[1]
 
 
-def test_add_does_not_guess_the_port_from_a_broken_file(ctl, site):
+def test_add_does_not_guess_the_port_from_a_broken_file(pki_ctl, site):
     (site / "server.conf").write_text("nonsense\n")
     before = tree(site)
-    status, out, error = ctl("add", "alice", "--remote", "x")
+    status, out, error = pki_ctl("add", "alice", "--remote", "x")
     assert (status, out) == (1, "") and "server.conf:1:" in one_line(error) and "--remote x:PORT" in error
     assert tree(site) == before
-    assert ctl("add", "alice", "--remote", "x:1")[0] == 0
+    assert pki_ctl("add", "alice", "--remote", "x:1")[0] == 0
 
 
-def test_add_issues_a_name_once(ctl, site):
-    assert ctl("add", "alice", "--remote", "x")[0] == 0
+def test_add_issues_a_name_once(pki_ctl, site):
+    assert pki_ctl("add", "alice", "--remote", "x")[0] == 0
     before = tree(site)
     for name in ("alice", "server"):
-        status, out, error = ctl("add", name, "--remote", "x")
+        status, out, error = pki_ctl("add", name, "--remote", "x")
         assert (status, out) == (1, "") and f"{name}.crt" in one_line(error) and "exists" in error
     assert tree(site) == before
 
 
-def test_add_does_not_overwrite_its_output_nor_keep_the_name(ctl, site):
+def test_add_does_not_overwrite_its_output_nor_keep_the_name(pki_ctl, site):
     file = site / "client.conf"
     file.write_text("precious")
     before = tree(site)
-    status, _, error = ctl("add", "alice", "--remote", "x", "--output", str(file))
+    status, _, error = pki_ctl("add", "alice", "--remote", "x", "--output", str(file))
     assert status == 1 and str(file) in one_line(error)
     assert tree(site) == before
 
@@ -251,29 +237,29 @@ def test_add_on_a_terminal_says_how_to_keep_the_key(site):
     assert "umask 077" in one_line(result.stderr) and "--output" in result.stderr
 
 
-def test_add_needs_exactly_one_server(ctl, site):
+def test_add_needs_exactly_one_server(pki_ctl, site):
     record = site / "pki" / "issued" / "server.crt"
     shutil.copy(record, record.with_name("second.crt"))
-    status, _, error = ctl("add", "alice", "--remote", "x")
+    status, _, error = pki_ctl("add", "alice", "--remote", "x")
     assert status == 1 and "2 server certificates" in one_line(error)
 
 
-def test_add_names_the_file_of_a_key_that_others_can_read(ctl, site):
+def test_add_names_the_file_of_a_key_that_others_can_read(pki_ctl, site):
     (site / "pki" / "ca.key").chmod(0o644)
-    status, _, error = ctl("add", "alice", "--remote", "x")
+    status, _, error = pki_ctl("add", "alice", "--remote", "x")
     assert status == 1 and "ca.key" in one_line(error) and "chmod 600" in error
 
 
-def test_add_names_the_directory_of_a_bad_authority(ctl, site, tmp_path):
-    ctl("init", directory=tmp_path / "other")
+def test_add_names_the_directory_of_a_bad_authority(pki_ctl, site, tmp_path):
+    pki_ctl("init", directory=tmp_path / "other")
     shutil.copy(tmp_path / "other" / "pki" / "ca.key", site / "pki" / "ca.key")
-    status, _, error = ctl("add", "alice", "--remote", "x")
+    status, _, error = pki_ctl("add", "alice", "--remote", "x")
     assert status == 1 and f"{site}/pki: ca.key: is not the key" in one_line(error)
 
 
 @pytest.mark.parametrize("command", [("add", "alice", "--remote", "x"), ("list",)])
-def test_before_init(ctl, command):
-    status, _, error = ctl(*command)
+def test_before_init(pki_ctl, command):
+    status, _, error = pki_ctl(*command)
     assert status == 1 and "run bulkvpnctl pki init first" in one_line(error)
 
 
@@ -292,8 +278,8 @@ def test_before_init(ctl, command):
         ("add", "alice", "--remote", "x", "--connections", "0"),
     ],
 )
-def test_wrong_usage(ctl, tmp_path, command):
-    status, out, error = ctl(*command)
+def test_wrong_usage(pki_ctl, tmp_path, command):
+    status, out, error = pki_ctl(*command)
     assert (status, out) == (os.EX_USAGE, "") and error.startswith("usage: ")
     assert tree(tmp_path) == {}
 
@@ -319,19 +305,19 @@ def unprivileged():
 
 
 @pytest.mark.parametrize("command", [("init",), ("add", "alice", "--remote", "x"), ("list",)])
-def test_without_permission(ctl, site, tmp_path, unprivileged, command):
+def test_without_permission(pki_ctl, site, tmp_path, unprivileged, command):
     before = tree(site)
     for directory in (site, tmp_path / "new"):
         with unprivileged():
-            status, out, error = ctl(*command, directory=directory)
+            status, out, error = pki_ctl(*command, directory=directory)
         assert (status, out) == (os.EX_NOPERM, "") and "run it as root" in one_line(error)
     assert tree(site) == before
 
 
-def test_list(ctl, site):
-    ctl("add", ".hidden", "--remote", "x")
-    ctl("add", "a-much-longer-name", "--remote", "x")
-    status, out, error = ctl("list", "--json")
+def test_list(pki_ctl, site):
+    pki_ctl("add", ".hidden", "--remote", "x")
+    pki_ctl("add", "a-much-longer-name", "--remote", "x")
+    status, out, error = pki_ctl("list", "--json")
     rows = json.loads(out)
     assert (status, error) == (0, "")
     assert [(row["name"], row["role"]) for row in rows[:3]] == [
@@ -345,7 +331,7 @@ def test_list(ctl, site):
     assert int(rows[2]["serial"], 16) == record.serial_number
     assert datetime.datetime.fromisoformat(rows[2]["expires"]) == pki.validity(record)[1]
 
-    lines = ctl("list")[1].splitlines()
+    lines = pki_ctl("list")[1].splitlines()
     assert [line.split() for line in lines[1:]] == [
         [row["name"], row["role"], row["state"], row["expires"][:10], row["serial"]] for row in rows
     ]
@@ -365,7 +351,7 @@ def certificate(extension):
     "nonsense", certificate(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH])),
     certificate(x509.SubjectAlternativeName([x509.DNSName("bad")])),
 ], ids=["nonsense", "no name", "no role"])
-def test_list_names_a_record_it_cannot_use(ctl, site, content):
+def test_list_names_a_record_it_cannot_use(pki_ctl, site, content):
     (site / "pki" / "issued" / "bad.crt").write_text(content)
-    status, _, error = ctl("list")
+    status, _, error = pki_ctl("list")
     assert status == 1 and "issued/bad.crt: certificate: " in one_line(error)
