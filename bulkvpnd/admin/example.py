@@ -1,4 +1,4 @@
-"""``bulkvpnctl example``: a commented configuration with every option, made from the table in config.py.
+"""``bulkvpnctl example``: a commented configuration with every option, made from the table of options.
 
 The files ``etc/bulkvpn/*.conf.example`` are this output; a test holds them equal.
 """

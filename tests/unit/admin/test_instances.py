@@ -8,6 +8,7 @@ import pytest
 
 from bulkvpnd import config
 from bulkvpnd.admin import instances, pki
+from bulkvpnd.config import values
 
 MULTIPATH = "10.2.0.0/16 weight 2 source 10.1.0.1"
 
@@ -47,7 +48,7 @@ def test_servers_share_no_port_no_address_and_no_device(site, count, capsys):
         assert all(str(pool.supernet(new_prefix=int(whole.partition("/")[2]))) == whole for pool in pools)
     single = config.load(["--config", str(site / "server.conf")])[0]
     for one in servers:
-        assert one.multipath == (config.multipath(MULTIPATH),)
+        assert one.multipath == (values.multipath(MULTIPATH),)
         assert (one.ca, one.certificate, one.key, one.crl) == (single.ca, single.certificate, single.key, single.crl)
         assert one.path.stat().st_mode & 0o777 == 0o600
     said = capsys.readouterr().out
