@@ -69,7 +69,7 @@ def test_what_is_no_message_closes_the_link_and_leaves_no_descriptor(link, data,
     socket.send_fds(raw, [data], [0] * count)
     with pytest.raises(LinkClosed):
         theirs.receive()
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 def test_the_end(link):

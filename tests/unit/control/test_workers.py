@@ -162,7 +162,7 @@ def test_nothing_is_left_of_a_worker_that_was_replaced(workers):
     for times in range(1, 4):
         workers.send(0, {"type": "die"})
         replaced(workers, 0, times)
-    assert len(descriptors()) == before
+    assert len(descriptors()) <= before
     assert workers.all[0].restarts == 3
 
 
@@ -263,7 +263,7 @@ def test_a_worker_s_descriptors_are_not_kept(workers):
     for _ in range(5):
         workers.send(0, {"type": "descriptor"})
     until(lambda: len([event for event in workers.handler.events if event[2:] and event[2].get("sent")]) == 5)
-    assert len(descriptors()) == before
+    assert len(descriptors()) <= before
 
 
 def test_a_bug_in_a_worker_is_logged(workers, caplog):

@@ -83,7 +83,8 @@ def nothing_is_left(request):
         assert [end.worker.pool.in_use for end in ends] == [0] * len(ends)
         assert not any(end.connection.queued for end in ends)
     until(lambda: get_hub().loop.activecnt <= before[1], "every watcher is stopped")
-    until(lambda: set(os.listdir("/proc/self/fd")) == before[0], "every descriptor is closed")
+    # Fewer where the garbage of earlier tests had sockets.
+    until(lambda: set(os.listdir("/proc/self/fd")) <= before[0], "every descriptor is closed")
 
 
 @pytest.fixture

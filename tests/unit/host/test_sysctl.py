@@ -389,4 +389,4 @@ def test_no_descriptor_is_left(ledger_of):
         ledger = ledger_of()
         ledger.want("net.core.rmem_max", "1000000")
         ledger.restore()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
