@@ -29,7 +29,8 @@ def image(request):
     for tool, package in TOOLS.items():
         if not shutil.which(tool):
             pytest.skip(f"needs {tool} of the package {package}")
-    return machines.Image(request.param)
+    with machines.Image(request.param) as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

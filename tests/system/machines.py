@@ -108,25 +108,48 @@ COMMAND = """{{
 
 
 class Image:
-    """The root of a fresh Debian, as few packages as apt and a boot need.
+    """The root of a fresh Debian, as few packages as apt and a boot need, as a context manager for a run of the tests.
 
     release: a key of RELEASES.
+    archives: the run's own directory of downloaded packages. apt locks it for as long as it works, and does not wait
+    for another.
     """
 
     def __init__(self, release):
         self.release = release
         self.directory = CACHE / release
-        self.archives = CACHE / f"{release}-archives"
-        self.archives.mkdir(parents=True, exist_ok=True)
-        with open(CACHE / f"{release}.lock", "w") as lock:
-            # Another run of the tests may be making it.
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not self.directory.exists() or time.time() - self.directory.stat().st_mtime > IMAGE_AGE:
-                self._make()
+        self.downloaded = CACHE / f"{release}-archives"
+
+    def __enter__(self):
+        self.downloaded.mkdir(parents=True, exist_ok=True)
+        self.lock = open(CACHE / f"{self.release}.lock", "w")
+        try:
+            # Whoever has it alone may change what is there; with this it waits until that is done.
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._renew()
+            fcntl.flock(self.lock, fcntl.LOCK_SH)
+            self.archives = CACHE / namespaces.unique_name(f"{self.release}-run")
+            self.archives.mkdir()
+            _link_packages(self.downloaded, self.archives)
+        except BaseException:
+            self.lock.close()
+            raise
+        return self
+
+    def __exit__(self, *exception):
+        _link_packages(self.archives, self.downloaded)
+        shutil.rmtree(self.archives)
+        self.lock.close()
+
+    def _renew(self):
+        for left in CACHE.glob(f"{self.release}-run-*"):  # by a run that was killed
+            shutil.rmtree(left)
+        if not self.directory.exists() or time.time() - self.directory.stat().st_mtime > IMAGE_AGE:
+            self._make()
 
     def _make(self):
         shutil.rmtree(self.directory, ignore_errors=True)
-        (self.archives / "partial").mkdir(exist_ok=True)
         made = self.directory.with_suffix(".new")
         shutil.rmtree(made, ignore_errors=True)
         options = CACHE / "apt.conf"
@@ -136,6 +159,12 @@ class Image:
                            timeout=IMAGE_TIMEOUT)
         os.utime(made)
         made.rename(self.directory)  # so what has the name is complete
+
+
+def _link_packages(source, target):
+    for package in source.glob("*.deb"):
+        with contextlib.suppress(FileExistsError):
+            (target / package.name).hardlink_to(package)
 
 
 def _sources(release):
@@ -221,16 +250,19 @@ class Root:
             raise AssertionError(f"status {ended[2]} of: {shlex.join(argv)}\n{ended[1][-8000:]}")
         return ended[1]
 
-    def boot(self, name):
+    def boot(self, role):
         """The root as a running Machine, once it is up; run() is not to be used until it is down again."""
-        return Machine(self, name)
+        return Machine(self, role)
 
 
 class Machine:
-    """A booted Debian with a network of its own, as a context manager. name: its host name, unique on this machine."""
+    """A booted Debian with a network of its own, as a context manager.
 
-    def __init__(self, root, name):
-        self.name = name
+    role: the start of its host name, which is unique on this machine.
+    """
+
+    def __init__(self, root, role):
+        self.name = namespaces.unique_name(role)
         self.root = root
 
     def __enter__(self):
