@@ -6,6 +6,7 @@
 """
 
 import contextlib
+import itertools
 import os
 import resource
 import select
@@ -24,12 +25,14 @@ from bulkvpnd.protocol.errors import RemoteError
 HONEST = (f"198.18.255.{number}" for number in range(1, 255))
 """Strangers' addresses, one for each case: nobody has authenticated from there."""
 FLOODS = {
-    # name: (the server's address, where it comes from, the counter that has to move)
-    "one address": ("192.0.2.1", "198.18.0.1/32", "source_full"),
+    # name: (the server's address, where it comes from, the counter that has to move). {}: a number of each flood's own,
+    # because a source whose connections ended at their deadline is turned away as one that failed.
+    "one address": ("192.0.2.1", "198.18.127.{}/32", "source_full"),
     "many addresses": ("192.0.2.1", "198.18.0.0/17", "crowded"),
-    "one IPv6 prefix": ("2001:db8::1", "2001:db8:f:1::/64", "source_full"),
+    "one IPv6 prefix": ("2001:db8::1", "2001:db8:f:f0{:02}::/64", "source_full"),
     "many IPv6 prefixes": ("2001:db8::1", "2001:db8:f::/48", "crowded"),
 }
+NUMBERS = itertools.count(1)
 LET_IN = 5.0
 """Seconds in which an honest client has to be in."""
 PAUSES = (0.5, 1.0, 2.0)
@@ -97,6 +100,7 @@ def test_idle_connections_keep_nobody_out(tunnel, case, count):
     honest = next(HONEST)
     network.client.ip("address", "add", f"{honest}/32", "dev", "veth0")
     address, source, counter = FLOODS[case]
+    source = source.format(next(NUMBERS))
     before = server.status()["listener"]
     connections = [one["connection"] for one in client.connections()]
     memory, begun, lines = resident(server), time.monotonic(), len(server.text().splitlines())
