@@ -12,6 +12,8 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 IFA_F_NODAD = 0x02
 """linux/if_addr.h: use the address at once; nobody else can have it on a point-to-point device."""
+TC_H_ROOT = 0xFFFFFFFF
+"""linux/pkt_sched.h"""
 IN6_ADDR_GEN_MODE_NONE = 1
 """linux/if_link.h: no link-local address, whose traffic the far end would only drop."""
 
@@ -31,6 +33,13 @@ def bring_up(name, mtu, txqueuelen):
             route.link("set", index=index, IFLA_AF_SPEC={"attrs": [["AF_INET6", mode]]})
         except NetlinkError:
             # A kernel without IPv6: there is no link-local address to keep away.
+            pass
+        try:
+            # The device has queues of its own, which nothing holds back. In front of them the kernel would make 256
+            # more, each as long, that are always empty: with 9000 packets 97 MB of its memory and 0.2 s.
+            route.tc("add", "noqueue", index, parent=TC_H_ROOT)
+        except NetlinkError:
+            # It works with them, too.
             pass
         _do(f"{name}: up", route.link, "set", index=index, state="up")
 

@@ -1,0 +1,42 @@
+"""The TUN device once it is up, in a user namespace, where everybody may make one (user_namespaces(7))."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[3]
+PROGRAM = """
+import json
+from pyroute2 import IPRoute
+from bulkvpnd.host import link
+from bulkvpnd.host.tun import Tun
+
+tun = Tun.open("bulk0", 2)
+link.bring_up(tun.name, 1400, 9000)
+with IPRoute() as route:
+    (index,) = route.link_lookup(ifname=tun.name)
+    (device,) = route.get_links(index)
+    print(json.dumps({
+        "state": device["state"],
+        **{name: device.get_attr("IFLA_" + name.upper()) for name in ("mtu", "txqlen", "qdisc")},
+        "addresses": [one.get_attr("IFA_ADDRESS") for one in route.get_addr(index=index)],
+        "queues of the kernel": len([one for one in route.get_qdiscs(index) if one.get_attr("TCA_KIND") != "noqueue"]),
+    }))
+"""
+
+
+def test_a_device_that_is_up():
+    unshare = ["unshare", "--map-root-user", "--net"]
+    if subprocess.run([*unshare, "true"], capture_output=True).returncode:
+        pytest.skip("needs user namespaces, see unshare(1)")
+    if not os.access("/dev/net/tun", os.W_OK):
+        pytest.skip("needs /dev/net/tun")
+    done = subprocess.run([*unshare, sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=30,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"state": "up", "mtu": 1400, "txqlen": 9000, "qdisc": "noqueue", "addresses": [],
+                                       "queues of the kernel": 0}
