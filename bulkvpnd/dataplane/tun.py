@@ -6,16 +6,13 @@ virtio_net_hdr, and nothing above asks which. `host.tun` makes the device; here 
 
 import errno
 import os
+import select
 import struct
-
-from gevent import monkey
 
 from bulkvpnd.dataplane.frames import BATCH_PACKETS_MAX
 from bulkvpnd.dataplane.joining import Joiner
 from bulkvpnd.protocol import frame, packet
 
-# The reader runs in a native thread, where gevent's cooperative poll would start a second hub.
-_poll = monkey.get_original("select", "poll")
 _POLLIN = 1  # poll(2)
 
 _LENGTH = struct.Struct(">I")
@@ -32,7 +29,7 @@ class TunQueue:
     def __init__(self, descriptor, drops):
         self._descriptor = descriptor
         self._drops = drops
-        self._poll = _poll()
+        self._poll = select.poll()
         self._poll.register(descriptor, _POLLIN)
         self._joiner = Joiner()
         self.joins = False

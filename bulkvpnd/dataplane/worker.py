@@ -23,7 +23,7 @@ import time
 import traceback
 
 import gevent
-from gevent import monkey
+import gevent.socket
 from gevent.event import Event
 from gevent.hub import get_hub
 
@@ -55,9 +55,6 @@ DROPS = (
     "closing", "foreign_source", "client_to_client", "not_ip", "ip_length", "tun_refused",
 )  # fmt: skip
 
-# What travels on outer connections is read and written without blocking, by watchers of our own: gevent's socket makes
-# a new one for each wait.
-_socket = monkey.get_original("socket", "socket")
 _READ = 1  # of libev
 
 
@@ -127,8 +124,8 @@ class Worker:
         gevent.spawn(self._forever, self._inbox_loop, TunQueue(inbox, self.drops), inbox)
         gevent.spawn(self._forever, self._report_loop)
         gevent.spawn(self._forever, self._tick_loop)
-        gc.collect()
         gc.freeze()
+        gc.enable()
         self._tell("ready", pid=os.getpid())
 
     # Outbound
@@ -210,7 +207,8 @@ class Worker:
             self._retry()
 
     def _on_attach(self, message, descriptors):
-        sock = _socket(fileno=descriptors[0])
+        # Read and written without blocking, by watchers of our own: gevent's socket makes a new one for each wait.
+        sock = socket.socket(fileno=descriptors[0])
         sock.setblocking(False)
         connection = Connection(
             message["connection"],
@@ -352,6 +350,6 @@ def main():
         signal.signal(number, signal.SIG_IGN)
     hardening.hide_memory()
     sys.setswitchinterval(SWITCH_INTERVAL)
-    status = Worker(WorkerLink(socket.socket(fileno=int(sys.argv[1])))).run()
+    status = Worker(WorkerLink(gevent.socket.socket(fileno=int(sys.argv[1])))).run()
     # The reader may sit in its native thread for another second; nothing here needs an orderly end.
     os._exit(status)
