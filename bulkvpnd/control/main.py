@@ -33,7 +33,6 @@ from bulkvpnd.control.multipath import Multipath, literal_addresses
 from bulkvpnd.control.server import Server
 from bulkvpnd.control.status import Claim, CommandError, StatusSocket
 from bulkvpnd.control.tuning import Tuner
-from bulkvpnd.control.workers import Workers
 from bulkvpnd.host import firewall, link, sysctl
 from bulkvpnd.host.changes import Changes
 from bulkvpnd.host.multipath import MultipathError
@@ -46,8 +45,11 @@ STATUS_PERIOD = 5.0
 _ROLES = {"server": Server, "client": Client}
 
 
-def run(configuration, load, check_only=False):
-    """Runs the daemon until it is stopped. load(text): as control.current.Current has it. Returns the exit status."""
+def run(configuration, load, workers, check_only=False):
+    """Runs the daemon until it is stopped. Returns the exit status.
+
+    load(text): as control.current.Current has it. workers: control.workers.Workers, launched, unless it only checks.
+    """
     try:
         configuration, revocations, expiries = check(configuration)
     except config.ConfigurationError as error:
@@ -69,7 +71,7 @@ def run(configuration, load, check_only=False):
     log.info("bulkvpnd %s, mode %s, certificate valid until %s", __version__, configuration.mode, valid_until,
              extra={"MESSAGE_ID": events.ID["started"]})
     try:
-        return Main(Current(configuration, revocations, expiries, load), stop, reload).run()
+        return Main(Current(configuration, revocations, expiries, load), workers, stop, reload).run()
     except (TunError, firewall.FirewallError, link.LinkError, MultipathError, OSError) as error:
         log.error("%s", _said(error))
         return getattr(error, "exit_status", os.EX_NOPERM if isinstance(error, PermissionError) else 1)
@@ -89,8 +91,9 @@ def _now():
 class Main:
     """One running instance."""
 
-    def __init__(self, current, stop, reload):
+    def __init__(self, current, workers, stop, reload):
         self._current = current
+        self._workers = workers
         self._exporter = None
         self._expiry = Expiry()
         self._stop = stop
@@ -115,8 +118,8 @@ class Main:
         """undo: the ExitStack that takes everything back."""
         configuration = self._current.configuration
         undo.enter_context(Claim(configuration.runtime_directory))
-        count = configuration.workers or min(len(os.sched_getaffinity(0)), configuration.connections)
-        self._tun = Tun.open(configuration.device, count)
+        workers = self._workers
+        self._tun = Tun.open(configuration.device, len(workers))
         undo.callback(self._tun.close)
         link.bring_up(self._tun.name, configuration.mtu, configuration.txqueuelen)
         self._probe_offload()
@@ -131,9 +134,9 @@ class Main:
         tuner = Tuner(configuration, self._tun.name, changes)
         tuner.start()
         role.on_addresses = tuner.know
-        workers = role.workers = Workers(self._tun, configuration.frame_size, role)
+        role.workers = workers
         undo.callback(workers.stop)
-        workers.start()
+        workers.start(self._tun, configuration.frame_size, role)
         multipath = Multipath(configuration.multipath, self._tun.name, directory, role, changes.ledger)
         multipath.check(literal_addresses(configuration.remote))
         self._report = functools.partial(self._status, role, workers, multipath, tuner)

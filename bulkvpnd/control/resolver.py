@@ -10,24 +10,11 @@ Without a mark it is getaddrinfo first.
 """
 
 import ipaddress
-import logging
 import pathlib
 import socket
 
-import dns.exception
-import dns.message
-import dns.query
-import dns.rdatatype
-import dns.resolver
-
-from bulkvpnd.control import transport
-
-log = logging.getLogger(__name__)
-
 RESOLV_CONF = (pathlib.Path("/etc/resolv.conf"), pathlib.Path("/run/systemd/resolve/resolv.conf"))
 """Where name servers stand: the host's, and behind systemd-resolved's stub the real ones (its manual)."""
-TIMEOUT = 2.0
-"""Seconds for one query (choice: resolv.conf(5) has 5 with a second try; here the next try is the dialler's)."""
 SERVERS_MAX = 3
 """MAXNS of resolv.conf(5)."""
 ADDRESSES_MAX = 16
@@ -46,7 +33,12 @@ class Resolver:
         self._port = port
         self._found = {}  # (host, port): what getaddrinfo would return, the last time
         self.tunnel_servers = frozenset()
-        self._servers = self._name_servers() if mark else []
+        if mark:
+            # Most clients have none, and need not wait until dnspython is imported.
+            from bulkvpnd.control import queries
+
+            self._queries = queries
+            self._servers = self._name_servers()
 
     def find(self, host, port):
         """[(family, socket address), ...] of a remote. Raises OSError that names the host."""
@@ -74,23 +66,15 @@ class Resolver:
         except ValueError:
             pass
         for server in self._name_servers() or self._servers:
-            addresses = [
-                address for kind in (dns.rdatatype.AAAA, dns.rdatatype.A) for address in self._query(server, host, kind)
-            ]
+            addresses = self._queries.addresses(host, server, self._port, self._mark)
             if addresses:
                 return [way for address in addresses[:ADDRESSES_MAX] for way in _look_up(address, port)]
         return []
 
     def _name_servers(self):
         """As resolv.conf(5) has them; none on this machine, whose own queries would have no mark."""
-        servers = []
-        for file in self._files:
-            try:
-                # dnspython leaves out what it does not understand.
-                servers += dns.resolver.Resolver(filename=str(file)).nameservers
-            except (OSError, ValueError, dns.exception.DNSException):
-                continue
-        return [one for one in dict.fromkeys(map(str, servers)) if self._is_outside(one)][:SERVERS_MAX]
+        servers = [server for file in self._files for server in self._queries.name_servers(file)]
+        return [one for one in dict.fromkeys(servers) if self._is_outside(one)][:SERVERS_MAX]
 
     def _is_outside(self, server):
         try:
@@ -98,19 +82,6 @@ class Resolver:
         except ValueError:
             return False
         return not address.is_loopback and address not in self.tunnel_servers
-
-    def _query(self, server, host, kind):
-        family = socket.AF_INET6 if ":" in server else socket.AF_INET
-        try:
-            with socket.socket(family, socket.SOCK_DGRAM) as sock:
-                transport.mark(sock, self._mark)
-                sock.setblocking(False)
-                response = dns.query.udp(dns.message.make_query(host, kind), server, TIMEOUT, self._port, sock=sock)
-            answer = response.resolve_chaining().answer
-            return [str(one.address) for one in answer or ()]
-        except (OSError, ValueError, UnicodeError, dns.exception.DNSException) as error:
-            log.debug("name server %s: %s: %s", server, host, error)
-            return []
 
 
 def _look_up(host, port):

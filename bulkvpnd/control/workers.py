@@ -62,45 +62,60 @@ class Worker:
 
 
 class Workers:
-    """All workers of an instance.
+    """All workers of an instance. They are launched early, and start when there is a device for them.
 
-    tun: host.tun.Tun, one queue each. frame_size: bytes. handler: has worker_ready(index), worker_lost(index),
-    established(number), closed(message, index). program: arguments for the interpreter that make it a worker; the
-    descriptor of its link comes behind them.
+    count: of them. program: arguments for the interpreter that make it a worker; the descriptor of its link comes
+    behind them.
     """
 
-    def __init__(self, tun, frame_size, handler, program=("-m", "bulkvpnd.dataplane")):
-        self._tun = tun
-        self._frame_size = frame_size
-        self._handler = handler
+    def __init__(self, count, program=("-m", "bulkvpnd.dataplane")):
         self._program = program
         self._stopping = False
         self._requests = {}
         self._next_request = 0
-        self._inboxes = [
-            socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK) for _ in tun.descriptors
-        ]
-        self.all = [Worker(index) for index in range(len(tun.descriptors))]
+        self._inboxes = []
+        self.all = [Worker(index) for index in range(count)]
 
     def __len__(self):
         return len(self.all)
 
-    def start(self):
-        """Starts all and waits until each is ready. Raises OSError when a worker cannot be started."""
+    def launch(self):
+        """Makes the processes, which import what they need and then wait for their start. Returns None, or why not."""
+        try:
+            for worker in self.all:
+                self._launch(worker)
+        except OSError as error:
+            return str(error)
+        return None
+
+    def start(self, tun, frame_size, handler):
+        """Starts all and waits until each is ready. Raises OSError when a worker cannot be started.
+
+        tun: host.tun.Tun, one queue each. frame_size: bytes. handler: has worker_ready(index), worker_lost(index),
+        established(number), closed(message, index).
+        """
+        self._tun = tun
+        self._frame_size = frame_size
+        self._handler = handler
+        self._inboxes = [
+            socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK) for _ in self.all
+        ]
         for worker in self.all:
-            self._spawn(worker)
+            self._start(worker)
         for worker in self.all:
             if not worker.ready.wait(START_MAX):
                 raise OSError(f"worker {worker.index} did not start within {START_MAX:.0f} s; the log before this "
                               "line has what it said, if it said anything")
 
-    def _spawn(self, worker):
+    def _launch(self, worker):
         worker.link, theirs = WorkerLink.pair()
         with theirs:
             worker.process = subprocess.Popen(
                 [*_unprivileged(), sys.executable, *_interpreter_flags(), *self._program, str(theirs.fileno())],
                 stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=_environment(), cwd="/",
             )  # fmt: skip
+
+    def _start(self, worker):
         worker.alive_at = worker.started_at = time.monotonic()
         worker.is_running = True
         gevent.spawn(self._serve, worker, worker.link)
@@ -154,7 +169,8 @@ class Workers:
             worker.failures += 1
             worker.restarts += 1
             try:
-                self._spawn(worker)
+                self._launch(worker)
+                self._start(worker)
             except OSError as error:
                 log.error("worker %d cannot be started: %s", worker.index, error, extra={"WORKER": worker.index})
 

@@ -124,3 +124,12 @@ def test_a_certificate_that_is_none_is_78_before_anything_is_touched(tmp_path):
                              "--state-directory", str(tmp_path / "state"))
     assert (status, out) == (os.EX_CONFIG, "") and error.count("\n") == 1 and str(file) in error
     assert sorted(os.listdir(tmp_path)) == ["server.conf"]
+
+
+def test_the_daemon_is_patched_without_pkg_resources():
+    """Its import would be a sixth of a start; whoever wants it later gets the real one."""
+    program = ("import sys; from bulkvpnd import cli; cli._patch(); import gevent.socket, socket; "
+               "print(socket.socket is gevent.socket.socket, 'pkg_resources' in sys.modules)")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+    assert done.stdout == "True False\n", done.stderr

@@ -14,7 +14,7 @@ from bulkvpnd.control.resolver import Resolver
 ROOT = pathlib.Path(__file__).parents[3]
 BEGIN = """
 import contextlib, json, pathlib, socket, struct, subprocess, threading
-from bulkvpnd.control import resolver
+from bulkvpnd.control import queries, resolver
 import dns.message, dns.rrset
 
 def ip(*words):
@@ -53,7 +53,7 @@ class Server:
 def make(*servers, mark=7443, **options):
     file = pathlib.Path(DIRECTORY, "resolv.conf")
     file.write_text("".join(f"nameserver {one}\\n" for one in servers))
-    resolver.TIMEOUT = 0.3
+    queries.TIMEOUT = 0.3
     return resolver.Resolver(mark, (file, pathlib.Path(DIRECTORY, "missing")), **options)
 
 def say(found):

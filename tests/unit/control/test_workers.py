@@ -2,6 +2,7 @@
 
 import logging
 import os
+import pathlib
 import resource
 import time
 import types
@@ -92,10 +93,10 @@ def make(monkeypatch):
         pipes = [os.pipe() for _ in range(count)]
         queues.extend(descriptor for pair in pipes for descriptor in pair)
         tun = types.SimpleNamespace(descriptors=[pair[0] for pair in pipes])
-        handler = Handler()
-        workers = Workers(tun, 262144, handler, ("-c", STAND_IN, behaviour))
-        workers.handler = handler
+        workers = Workers(count, ("-c", STAND_IN, behaviour))
+        workers.tun, workers.handler = tun, Handler()
         made.append(workers)
+        assert workers.launch() is None
         return workers
 
     yield make_workers
@@ -107,10 +108,14 @@ def make(monkeypatch):
     assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
 
 
+def start(workers):
+    workers.start(workers.tun, 262144, workers.handler)
+
+
 @pytest.fixture
 def workers(make):
     workers = make()
-    workers.start()
+    start(workers)
     return workers
 
 
@@ -120,7 +125,7 @@ def replaced(workers, index, times=1):
 
 def test_each_worker_gets_its_number_its_queue_and_the_inboxes(make):
     workers = make(3)
-    workers.start()
+    start(workers)
     until(lambda: len([event for event in workers.handler.events if event[0] == "closed"]) == 3)
     told = {index: (message["start"], message["descriptors"])
             for _, index, message in [event for event in workers.handler.events if event[0] == "closed"]}  # fmt: skip
@@ -128,6 +133,30 @@ def test_each_worker_gets_its_number_its_queue_and_the_inboxes(make):
         index: ({"type": "start", "index": index, "workers": 3, "frame_size": 262144}, 1 + 1 + 2) for index in range(3)
     }
     assert [workers.handler.count("ready", index) for index in range(3)] == [1, 1, 1]
+
+
+def test_a_launched_worker_waits_for_its_start(make):
+    workers = make(2)
+    until(lambda: all(pathlib.Path(f"/proc/{worker.pid}/comm").read_text() != "setpriv\n" for worker in workers.all))
+    assert not any(worker.ready.is_set() for worker in workers.all) and workers.handler.events == []
+    pids = [worker.pid for worker in workers.all]
+    start(workers)
+    assert [worker.pid for worker in workers.all] == pids and not any(worker.restarts for worker in workers.all)
+
+
+def test_one_that_dies_before_its_start_is_replaced(make):
+    workers = make(2)
+    workers.all[0].process.kill()
+    workers.all[0].process.wait()
+    start(workers)
+    assert [worker.restarts for worker in workers.all] == [1, 0]
+
+
+def test_launched_workers_end_without_a_start(make):
+    workers = make(2)
+    pids = [worker.pid for worker in workers.all]
+    workers.stop()
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
 
 
 def test_a_worker_has_no_capability(workers):
@@ -177,7 +206,7 @@ def test_pauses_grow_while_a_worker_keeps_dying_and_have_a_bound(make, monkeypat
     monkeypatch.setattr(workers_module, "START_MAX", 1.5)
     workers = make(1, "dies")
     with pytest.raises(OSError, match="worker 0 did not start"):
-        workers.start()
+        start(workers)
     assert workers.all[0].failures > 0
 
 
@@ -203,7 +232,7 @@ def test_a_worker_that_is_never_ready_is_replaced_too(make, monkeypatch, caplog)
     workers = make(1, "never ready")
     monkeypatch.setattr(workers_module, "START_MAX", 0.2)
     with pytest.raises(OSError):
-        workers.start()
+        start(workers)
     workers.kill_silent(time.monotonic() - 0.1)
     assert not caplog.records
     workers.kill_silent(time.monotonic() + 0.1)
@@ -212,7 +241,7 @@ def test_a_worker_that_is_never_ready_is_replaced_too(make, monkeypatch, caplog)
 
 def test_a_worker_that_is_being_replaced_is_not_called_silent(make, monkeypatch, caplog):
     workers = make(1)
-    workers.start()
+    start(workers)
     monkeypatch.setattr(workers_module, "RESTART_PAUSE", 0.1)
     workers.send(0, {"type": "die"})
     until(lambda: workers.handler.count("lost", 0))
@@ -283,6 +312,13 @@ def test_a_worker_that_cannot_be_started_is_tried_again(workers, caplog):
     replaced(workers, 0)
 
 
+def test_a_launch_that_fails_says_why(monkeypatch):
+    monkeypatch.setenv("PATH", "/nonexistent")
+    workers = Workers(2)
+    assert "setpriv" in workers.launch()
+    workers.stop()
+
+
 def test_broadcast_reaches_those_that_live(workers):
     workers.send(0, {"type": "die"})
     until(lambda: workers.handler.count("lost", 0))
@@ -315,7 +351,7 @@ def test_status_while_a_worker_is_replaced(workers, monkeypatch):
 @pytest.mark.parametrize("behaviour", ["good", "stubborn"])
 def test_stop_ends_all(make, behaviour):
     workers = make(2, behaviour)
-    workers.start()
+    start(workers)
     pids = [worker.pid for worker in workers.all]
     begun = time.monotonic()
     workers.stop()
