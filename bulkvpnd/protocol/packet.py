@@ -61,8 +61,7 @@ _GSO_RULES = {
 # The virtio_net_hdr of a datagram whose UDP checksum is to be completed.
 _DATAGRAM4, _DATAGRAM6 = (VNET.pack(NEEDS_CSUM, GSO_NONE, 0, 0, udp, 6) for udp in (20, 40))
 
-_LENGTH = struct.Struct(">I")
-_U16 = struct.Struct(">H")
+_U16, _U32 = struct.Struct(">H"), struct.Struct(">I")
 _PAIR4, _PAIR6 = struct.Struct("4s4s").unpack_from, struct.Struct("16s16s").unpack_from
 """Source and destination, which stand together in both headers."""
 
@@ -82,7 +81,7 @@ def inspect(payload, size, offloads, verdicts, drops):
     while at < size:
         if size - at < LENGTH_SIZE:
             raise RemoteError("length", "an entry is cut off")
-        (length,) = _LENGTH.unpack_from(payload, at)
+        (length,) = _U32.unpack_from(payload, at)
         start = at + LENGTH_SIZE
         at = start + length
         if not ENTRY_MIN <= length <= ENTRY_MAX or at > size:
@@ -201,22 +200,19 @@ def divide(buffer, start, end, most, target, at):
     # The headers of what stays go where the data that moved was.
     start += moved
     buffer[start - LENGTH_SIZE : start + header] = headers
-    _shorten(buffer, start, header + left, moved, mss)
-    tcp = start + VNET_SIZE + csum_start
-    sequence = int.from_bytes(buffer[tcp + 4 : tcp + 8], "big") + moved
-    buffer[tcp + 4 : tcp + 8] = (sequence & 0xFFFFFFFF).to_bytes(4, "big")
-    buffer[tcp + 13] &= ~0x80 & 0xFF  # CWR: the first has it (RFC 3168 section 6.1.2)
-    if buffer[start + VNET_SIZE] >> 4 == 4:
-        ip = start + VNET_SIZE
+    ip = start + VNET_SIZE
+    if buffer[ip] >> 4 == 4:
         _U16.pack_into(buffer, ip + 4, (_U16.unpack_from(buffer, ip + 4)[0] + moved // mss) & 0xFFFF)
-        _U16.pack_into(buffer, ip + 10, 0)
-        _U16.pack_into(buffer, ip + 10, _checksum(bytes(buffer[ip : ip + csum_start])))
+    tcp = ip + csum_start
+    _U32.pack_into(buffer, tcp + 4, (_U32.unpack_from(buffer, tcp + 4)[0] + moved) & 0xFFFFFFFF)
+    buffer[tcp + 13] &= ~0x80 & 0xFF  # CWR: the first has it (RFC 3168 section 6.1.2)
+    _shorten(buffer, start, header + left, moved, mss)
     return start, target_end
 
 
 def _shorten(buffer, start, size, missing, mss):
     """Makes the headers of a TCP super-packet say that the entry has `size` bytes, `missing` less than before."""
-    _LENGTH.pack_into(buffer, start - LENGTH_SIZE, size)
+    _U32.pack_into(buffer, start - LENGTH_SIZE, size)
     flags, gso_type, header, _, csum_start, csum_offset = VNET.unpack_from(buffer, start)
     ip = start + VNET_SIZE
     data = size - VNET_SIZE - csum_start - (buffer[ip + csum_start + 12] >> 4) * 4
@@ -260,7 +256,7 @@ def joined_key(headers):
     all but the identification and the checksum of IPv4, which segmentation makes anew.
     """
     if len(headers) == VNET_SIZE + 28:
-        return headers[12:14] + headers[16:20] + headers[22:] + headers[11:12], headers[22:34]
+        return headers[11:14] + headers[16:20] + headers[22:], headers[22:34]
     return headers, headers[18:54]
 
 
@@ -277,7 +273,7 @@ def join(buffer, start, end, headers, data):
     """
     ip = start + VNET_SIZE
     udp = start + headers - 8
-    _LENGTH.pack_into(buffer, start - LENGTH_SIZE, end - start)
+    _U32.pack_into(buffer, start - LENGTH_SIZE, end - start)
     VNET.pack_into(buffer, start, NEEDS_CSUM, GSO_UDP_L4, headers - VNET_SIZE, data, udp - ip, 6)
     more = end - start - headers - data
     if buffer[ip] >> 4 == 4:
@@ -324,7 +320,7 @@ def flow_hash(buffer, ip, end):
         protocol = buffer[ip + 9]
         ports = ip + (buffer[ip] & 15) * 4
         if (buffer[ip + 6] & 0x3F) | buffer[ip + 7]:  # RFC 791: more fragments, or not the first
-            protocol = 0
+            protocol = None
     elif version == 6 and end - ip >= 40:
         source, destination = bytes(buffer[ip + 8 : ip + 24]), bytes(buffer[ip + 24 : ip + 40])
         protocol = buffer[ip + 6]
@@ -380,8 +376,8 @@ def _segments(packet, gso_size, transport, protocol, csum_offset):
     is_tcp = protocol == PROTOCOL_TCP
     header_size = transport + ((packet[transport + 12] >> 4) * 4 if is_tcp else 8)
     header, data = packet[:header_size], packet[header_size:]
-    identification = _U16.unpack_from(packet, 4)[0]
-    sequence = int.from_bytes(packet[transport + 4 : transport + 8], "big")
+    (identification,) = _U16.unpack_from(packet, 4)
+    (sequence,) = _U32.unpack_from(packet, transport + 4)
     packets = []
     pieces = range(0, max(len(data), 1), gso_size)
     for number, at in enumerate(pieces):
@@ -394,7 +390,7 @@ def _segments(packet, gso_size, transport, protocol, csum_offset):
         else:
             _U16.pack_into(one, 4, len(one) - 40)
         if is_tcp:
-            one[transport + 4 : transport + 8] = ((sequence + at) & 0xFFFFFFFF).to_bytes(4, "big")
+            _U32.pack_into(one, transport + 4, (sequence + at) & 0xFFFFFFFF)
             if number:
                 one[transport + 13] &= ~0x80 & 0xFF  # CWR
             if number < len(pieces) - 1:
@@ -405,7 +401,7 @@ def _segments(packet, gso_size, transport, protocol, csum_offset):
         pseudo = addresses + struct.pack(">II", protocol, len(one) - transport)
         field = transport + csum_offset
         one[field : field + 2] = b"\0\0"
-        _put_checksum(one, field, _checksum(pseudo + one[transport:]))
+        _U16.pack_into(one, field, _checksum(pseudo + one[transport:]))
         packets.append(one)
     return packets
 
@@ -413,15 +409,12 @@ def _segments(packet, gso_size, transport, protocol, csum_offset):
 def _complete_checksum(packet, csum_start, csum_offset):
     """The kernel left the sum of the pseudo header in the field; sum from csum_start on (linux/skbuff.h)."""
     if csum_start + csum_offset + 2 <= len(packet):
-        _put_checksum(packet, csum_start + csum_offset, _checksum(packet[csum_start:]))
-
-
-def _put_checksum(packet, field, value):
-    _U16.pack_into(packet, field, value or 0xFFFF)
+        _U16.pack_into(packet, csum_start + csum_offset, _checksum(packet[csum_start:]))
 
 
 def _checksum(data):
-    """RFC 1071. A big-endian number modulo 2^16 - 1 is the ones' complement sum of its 16-bit words."""
+    """RFC 1071. A big-endian number modulo 2^16 - 1 is the ones' complement sum of its 16-bit words; never 2^16 - 1, so
+    what this returns is never 0, which in a datagram would say that it has no checksum (RFC 768)."""
     if len(data) % 2:
         data = bytes(data) + b"\0"
     return ~(int.from_bytes(data, "big") % 0xFFFF) & 0xFFFF

@@ -55,7 +55,7 @@ def ip(version, protocol, inner, options=b"", identification=0x1234, fragment=0x
     if version == V6:
         following = 60 if options else protocol  # RFC 8200 section 4.6: destination options
         return (
-            struct.pack(">IHBB", 6 << 28 | tos << 20 | 0x54321, len(options) + len(inner), following, ttl)
+            struct.pack(">IHBB", 6 << 28 | tos << 20 | 0xA1234, len(options) + len(inner), following, ttl)
             + source + destination + options + inner
         )  # fmt: skip
     size = 20 + len(options)

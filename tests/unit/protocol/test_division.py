@@ -38,6 +38,8 @@ def check_part(one, part, data_size, header):
 @example(Sent(data=bytes(2001)), 4 + 10 + 40 + 999, 0)  # not one segment
 @example(Sent(data=bytes(2001)), 4 + 10 + 40 + 1001, 1500)
 @example(Sent(data=bytes(1000)), 0, 0)
+@example(Sent(data=bytes(3), gso_size=1), 4 + 10 + 40 + 1, 0)
+@example(Sent(data=bytes(13500)), 4 + 10 + 40 + 7000, 0)  # the sum of the pseudo header is less than what is missing
 @example(Sent(version=V6, data=b"\xff" * 3001, tcp_flags=255), 4 + 10 + 60 + 2000, 3000)
 def test_the_parts_of_a_super_packet_stand_for_what_it_stood_for(one, most, more):
     """more: bytes of data that the kernel has counted among the headers, see hdr_len of linux/virtio_net.h."""
