@@ -40,25 +40,30 @@ def make_context(configuration, texts=None):
     if is_server:
         context.num_tickets = 0
     texts = texts or read_texts(configuration)
-    try:
-        context.load_verify_locations(cadata=texts["ca"])
-    except (ssl.SSLError, ValueError) as error:
-        raise config.ConfigurationError(f"{configuration.path}: ca: not a certificate: {_reason(error)}") from None
+    with _blaming(configuration, "ca"), _memory_file(texts["ca"]) as file:
+        context.load_verify_locations(cafile=file)
     if "crl" in texts:
-        try:
-            with _memory_file(texts["crl"]) as file:
-                context.load_verify_locations(cafile=file)
-        except (ssl.SSLError, ValueError) as error:
-            raise config.ConfigurationError(f"{configuration.path}: crl: cannot be used: {_reason(error)}") from None
+        authorities = context.cert_store_stats()["x509"]
+        with _blaming(configuration, "crl"), _memory_file(texts["crl"]) as file:
+            context.load_verify_locations(cafile=file)
+            # OpenSSL would trust it, and lists come by ways that need not be safe: they are signed.
+            if context.cert_store_stats()["x509"] != authorities:
+                raise ValueError("there is a certificate among its lists; take it out")
         context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
-    try:
+    with _blaming(configuration, "certificate and key"):
         with _memory_file(texts["certificate"].rstrip() + "\n" + texts["key"]) as file:
             context.load_cert_chain(file, password=_no_password)
-    except (ssl.SSLError, ValueError) as error:
-        raise config.ConfigurationError(
-            f"{configuration.path}: certificate and key: cannot be used: {_reason(error)}"
-        ) from None
     return context
+
+
+@contextlib.contextmanager
+def _blaming(configuration, what):
+    """Says of which options a text is that OpenSSL does not take."""
+    try:
+        yield
+    except (ssl.SSLError, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise config.ConfigurationError(f"{configuration.path}: {what}: cannot be used: {reason}") from None
 
 
 @contextlib.contextmanager
@@ -75,10 +80,6 @@ def _memory_file(text):
 
 def _no_password():
     raise ValueError("the key has a passphrase; a daemon cannot type it, remove it with: openssl pkey")
-
-
-def _reason(error):
-    return getattr(error, "reason", None) or str(error)
 
 
 class Handshake:

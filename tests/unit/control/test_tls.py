@@ -8,12 +8,13 @@ import tempfile
 import gevent
 import pytest
 from cryptography import x509
-from doubles import CLIENT, DAY, NOW, SERVER, Authority, context
+from cryptography.hazmat.primitives import serialization
+from doubles import CLIENT, DAY, NOW, SERVER, Authority, configuration, context, descriptors
 from gevent import socket
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bulkvpnd import config
+from bulkvpnd import config, pki
 from bulkvpnd.control import tls
 from bulkvpnd.protocol import handshake
 from bulkvpnd.protocol.errors import RemoteError
@@ -270,8 +271,17 @@ def test_a_peer_that_ends_tls_in_the_middle_of_a_message(server, client):
     with ours, theirs:
         there.send(b"\0")
         gevent.spawn(there.finish)
-        with pytest.raises(RemoteError, match="TLS"):
+        with pytest.raises(RemoteError, match="TLS") as caught:
             here.receive_message()
+        assert caught.value.reason == "tls"
+
+
+def test_a_message_in_parts_does_not_take_from_the_next(server, client):
+    here, there, ours, theirs = pair(server, client)
+    with ours, theirs:
+        there.send(b"\0\4{")
+        there.send(b"  }\0\2{}")
+        assert (here.receive_message(), here.receive_message()) == (b"{  }", b"{}")
 
 
 @pytest.mark.parametrize("size", [0, 1, handshake.MESSAGE_MAX + 1, 65535])
@@ -387,7 +397,41 @@ def test_sslkeylogfile_is_not_honoured(directory, authority, monkeypatch):
     assert made.keylog_filename is None and not (directory / "keys").exists()
 
 
-def test_a_key_that_does_not_fit_its_certificate(directory, authority):
-    ca, certificate, _ = authority.issue("server", "server")
-    with pytest.raises(config.ConfigurationError, match="server.conf: certificate and key: cannot be used"):
-        context(directory, "server", (ca, certificate, authority.issue()[2]))
+NONSENSE = "-----BEGIN {0}-----\nAAAA\n-----END {0}-----\n"
+
+
+def encrypted(key):
+    key = serialization.load_pem_private_key(key.encode(), None)
+    form = serialization.PrivateFormat.PKCS8
+    return key.private_bytes(serialization.Encoding.PEM, form, serialization.BestAvailableEncryption(b"x")).decode()
+
+
+@pytest.mark.parametrize("name, change, message", [
+    ("ca", lambda text: NONSENSE.format("CERTIFICATE"), "ca: cannot be used: .*PEM"),
+    ("ca", lambda text: "", "ca: cannot be used: NO_CERTIFICATE_OR_CRL_FOUND"),
+    ("crl", lambda text: NONSENSE.format("X509 CRL"), "crl: cannot be used: .*PEM"),
+    ("crl", lambda text: text + Authority().pem, "crl: cannot be used: there is a certificate among its lists"),
+    ("certificate", lambda text: NONSENSE.format("CERTIFICATE"), "certificate and key: cannot be used: .*PEM"),
+    ("key", lambda text: Authority().key, "certificate and key: cannot be used: KEY_VALUES_MISMATCH"),
+    ("key", encrypted, "certificate and key: cannot be used: the key has a passphrase; .* openssl pkey"),
+])  # fmt: skip
+def test_what_is_wrong_with_the_pem_texts_is_said(directory, authority, name, change, message):
+    made = configuration(directory, "server", authority.issue("server", "server"))
+    texts = {**tls.read_texts(made), "crl": pki.create_crl(authority.pem, authority.key, {}, 1, NOW, 9)}
+    before = descriptors()
+    assert tls.make_context(made, texts)
+    with pytest.raises(config.ConfigurationError, match=f"server.conf: {message}") as caught:
+        tls.make_context(made, {**texts, name: change(texts[name])})
+    assert str(caught.value).isprintable()
+    assert descriptors() <= before, "no copy of the key stays open"
+
+
+def test_the_authority_s_own_certificate_among_its_lists_does_no_harm(directory, authority):
+    made = configuration(directory, "server", authority.issue("server", "server"))
+    crl = pki.create_crl(authority.pem, authority.key, {}, 1, NOW, 9)
+    assert len(tls.make_context(made, {**tls.read_texts(made), "crl": crl + authority.pem}).get_ca_certs()) == 1
+
+
+def test_words_of_any_language_around_the_pem_texts(directory, authority):
+    made = configuration(directory, "server", authority.issue("server", "server"))
+    assert tls.make_context(made, {name: f"Schlüssel\n{text}" for name, text in tls.read_texts(made).items()})
