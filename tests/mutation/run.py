@@ -35,17 +35,17 @@ MODULES = {
     # module below bulkvpnd/: (mutants whose name has this regular expression, tests that concern it, below tests/unit);
     # the tests that notice most come first
     "protocol/errors.py": ("", ["protocol/test_errors.py"]),
-    "protocol/frame.py": ("", ["protocol/test_frame.py", "dataplane/test_connection.py"]),
-    "protocol/keys.py": ("", ["protocol/test_keys.py", "protocol/test_handshake.py", "dataplane/test_connection.py"]),
+    "protocol/frame.py": ("", ["protocol/test_frame.py", "dataplane/connection"]),
+    "protocol/keys.py": ("", ["protocol/test_keys.py", "protocol/test_handshake.py", "dataplane/connection"]),
     "protocol/aead.py": ("", ["protocol/test_aead.py"]),
     "protocol/handshake.py": ("", ["protocol/test_handshake.py"]),
     "protocol/packet.py": (
         "",
         ["protocol/test_division.py", "protocol/test_segmentation.py", "protocol/test_flows.py",
-         "protocol/test_packet.py", "dataplane/test_connection.py", "dataplane/test_sendqueue.py"],
+         "protocol/test_packet.py", "dataplane/connection", "dataplane/test_sendqueue.py"],
     ),
     "control/admission.py": ("", ["control/test_admission.py"]),
-    "control/session.py": ("", ["control/test_session.py", "control/test_server.py"]),
+    "control/session.py": ("", ["control/test_session.py", "control/server"]),
     "control/listener.py": ("", ["control/test_listener.py"]),
 }
 SURVIVES, NOTICED, HANGS = "survives", "noticed", "hangs"

@@ -18,8 +18,7 @@ import gevent.socket
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from inmemory import entry, identity, until
-from peer import OURS, THEIRS, joined
-from test_connection import End
+from ends import OURS, THEIRS, End, joined
 
 from bulkvpnd.protocol import frame
 

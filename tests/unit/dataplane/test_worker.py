@@ -16,7 +16,7 @@ import pytest
 # reaped is 0 for the standard library.
 from gevent import subprocess
 from inmemory import FRAME_SIZE, HERE, THERE, entries_of, entry, until
-from peer import CIPHER, OURS, SETTINGS, THEIRS, Peer, joined, payload
+from ends import CIPHER, OURS, SETTINGS, THEIRS, Peer, joined, payload
 
 from bulkvpnd.dataplane.worker import COUNTERS, DROPS, LINGER
 from bulkvpnd.protocol import frame, packet

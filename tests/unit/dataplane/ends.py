@@ -1,11 +1,14 @@
-"""The other end of a connection, by hand, on gevent's sockets."""
+"""Both ends of a connection: one that is tested, and the other by hand, on gevent's sockets."""
 
+import itertools
 import socket
 import struct
 
 import gevent.socket
-from inmemory import FRAME_SIZE, entries_of
+from inmemory import FRAME_SIZE, Worker, batch_of, entries_of, entry, identity, until
 
+from bulkvpnd.dataplane.connection import Connection
+from bulkvpnd.dataplane.routing import Session
 from bulkvpnd.protocol import frame, packet
 from bulkvpnd.protocol.keys import Opener, Sealer
 
@@ -18,8 +21,65 @@ SETTINGS = {
 }  # fmt: skip
 
 
+def many(count, size=1400, flows=1, first=0):
+    return [entry(n % flows, first + n // flows, size) for n in range(count)]
+
+
+def in_order(entries):
+    """Whether no packet of a flow was overtaken."""
+    last = {}
+    for one in entries:
+        flow, number = identity(one)
+        if last.get(flow, -1) >= number:
+            return False
+        last[flow] = number
+    return True
+
+
 def payload(*entries):
     return b"".join(len(one).to_bytes(4, "big") + one for one in entries)
+
+
+class End:
+    """A connection, its worker and its session."""
+
+    numbers = itertools.count(1)
+
+    def __init__(self, sock, secrets, worker=None, head=b"", sealer=None, sources=None, **changed):
+        self.worker = worker or Worker()
+        self.socket = sock
+        self.session = Session(1, frozenset(sources or ()), sources is None)
+        self.connection = Connection(
+            next(self.numbers), 0, sock, self.session, sealer or Sealer(CIPHER, secrets[0]), Opener(CIPHER, secrets[1]),
+            {**SETTINGS, **changed}, self.worker, head,
+        )  # fmt: skip
+        self.connection.start()
+
+    def give(self, entries, size=None):
+        """As routing gives a run."""
+        batch = batch_of(entries, size or self.worker.pool.frame_size)
+        lanes = [self.connection.lane(identity(one)[0] if not one[0] else 0) for one in entries]
+        self.connection.append(batch, lanes, 0, len(entries))
+
+    def give_part(self, entries):
+        """As routing gives a run that others of its batch follow."""
+        batch = batch_of([*entries, *many(1)], self.worker.pool.frame_size)
+        self.connection.append(batch, [self.connection.lane(0)] * (len(entries) + 1), 0, len(entries))
+
+    def idle(self):
+        """Waits until its sender waits."""
+        until(lambda: self.connection._is_idle, "the sender waits")
+
+    @property
+    def written(self):
+        return self.worker.queue.written
+
+    @property
+    def end(self):
+        """(reason, clean, blame) once it has ended."""
+        mine = [end[1:] for end in self.worker.ends if end[0] == self.connection.number]
+        assert len(mine) <= 1
+        return mine[0] if mine else None
 
 
 class Peer:
