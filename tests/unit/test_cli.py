@@ -20,20 +20,11 @@ def run(*arguments, module="bulkvpnd", **options):
     return done.returncode, done.stdout, done.stderr
 
 
-def ctl(capsys, *arguments):
-    """bulkvpnctl in this process, which it must not end by anything but its exit status."""
-    try:
-        status = cli.bulkvpnctl(list(arguments))
-    except SystemExit as end:
-        status = end.code
-    return (status, *capsys.readouterr())
-
-
 # bulkvpnctl
 
 
-def test_version(capsys):
-    assert ctl(capsys, "--version") == (0, f"bulkvpnctl {__version__}\n", "")
+def test_version(ctl):
+    assert ctl("--version") == (0, f"bulkvpnctl {__version__}\n", "")
 
 
 @pytest.mark.parametrize(
@@ -43,22 +34,22 @@ def test_version(capsys):
         ["example"], ["example", "both"], ["pki"], ["pki", "nonsense"], ["demo", "--seconds", "soon"], ["-x", "status"],
     ],
 )  # fmt: skip
-def test_wrong_usage_is_64_with_usage_and_one_reason(capsys, arguments):
-    status, out, error = ctl(capsys, *arguments)
+def test_wrong_usage_is_64_with_usage_and_one_reason(ctl, arguments):
+    status, out, error = ctl(*arguments)
     assert status == os.EX_USAGE and out == ""
     assert error.startswith("usage: bulkvpnctl") and error.rstrip().endswith("--help") and "Traceback" not in error
 
 
-def test_help_names_every_command(capsys):
-    status, out, _ = ctl(capsys, "--help")
+def test_help_names_every_command(ctl):
+    status, out, _ = ctl("--help")
     assert status == 0
     for name, (_, summary) in cli.COMMANDS.items():
         assert name in out and summary.split()[0] in out
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
-def test_every_command_has_help(capsys, name):
-    status, out, _ = ctl(capsys, name, "--help")
+def test_every_command_has_help(ctl, name):
+    status, out, _ = ctl(name, "--help")
     assert status == 0 and out.startswith(f"usage: bulkvpnctl {name}")
 
 
@@ -80,14 +71,14 @@ def test_a_reader_that_goes_away_is_no_traceback():
     assert (done.returncode, done.stderr) == (1, "")
 
 
-def test_control_c_is_130(monkeypatch, capsys):
+def test_control_c_is_130(monkeypatch, ctl):
     from bulkvpnd.admin import example
 
     def interrupted(arguments):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(example, "run", interrupted)
-    assert ctl(capsys, "example", "server")[0] == 130
+    assert ctl("example", "server")[0] == 130
 
 
 # bulkvpnd

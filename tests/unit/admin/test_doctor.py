@@ -1,6 +1,5 @@
 """`bulkvpnctl doctor`: each check on a machine in memory, fine and not; tests/netns has the real one."""
 
-import argparse
 import dataclasses
 import datetime
 import io
@@ -264,25 +263,20 @@ def test_a_check_that_hangs_or_breaks_hides_no_other():
         release.set()
 
 
-def run(*arguments):
-    parser = argparse.ArgumentParser()
-    doctor.add_arguments(parser)
-    return doctor.run(parser.parse_args(arguments))
-
-
-def test_a_configuration_that_is_wrong_is_the_only_problem(tmp_path, capsys):
+def test_a_configuration_that_is_wrong_is_the_only_problem(tmp_path, ctl):
     file = tmp_path / "client.conf"
     file.write_text("mode = nonsense\n")
-    assert run("--config", str(file), "--json") == 1
-    (row,) = json.loads(capsys.readouterr().out)
+    code, out, _ = ctl("doctor", "--config", file, "--json")
+    (row,) = json.loads(out)
+    assert code == 1
     assert row["instance"] == "client" and row["state"] == PROBLEM and f"{file}:1: mode" in row["text"]
-    assert run("--config", str(file)) == 1
-    assert "1 problem" in capsys.readouterr().out
+    code, out, _ = ctl("doctor", "--config", file)
+    assert code == 1 and "1 problem" in out
 
 
-def test_a_name_that_is_none(capsys):
-    assert run("../x") == 64
-    assert "not the name" in capsys.readouterr().err
+def test_a_name_that_is_none(ctl):
+    code, _, error = ctl("doctor", "../x")
+    assert code == 64 and "not the name" in error
 
 
 def test_roles_have_their_checks(tmp_path):

@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bulkvpnd import cli, config
+from bulkvpnd import config
 from bulkvpnd.admin import explain
 from bulkvpnd.metrics import METRICS
-
 
 PAGE = r""".Dd November 24, 2026
 .Dt BULKVPN.CONF 5
@@ -33,15 +32,6 @@ Not an item.
 
 formatted = pytest.mark.skipif(not (shutil.which("mandoc") or shutil.which("man")), reason="needs mandoc or man")
 in_the_tree = pytest.mark.skipif(not explain.SOURCE.is_dir(), reason="needs the package in its source tree")
-
-
-@pytest.fixture
-def ctl(capsys):
-    def run(key):
-        status = cli.bulkvpnctl(["explain", key])
-        return status, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture
@@ -76,7 +66,7 @@ def test_every_option_and_every_metric_can_be_explained():
 
 @formatted
 def test_the_page_in_the_man_path_is_read(installed, ctl):
-    status, out, error = ctl("mtu")
+    status, out, error = ctl("explain", "mtu")
     assert (status, error) == (0, "")
     assert "bulkvpn.conf(5)" in out and "mtu = BYTES" in out and "words of this page" in out
     assert "Two at once" not in out and "\x08" not in out and "\033" not in out
@@ -86,32 +76,32 @@ def test_the_page_in_the_man_path_is_read(installed, ctl):
 @pytest.mark.parametrize("content", [b"\x1f\x8b damaged", gzip.compress(PAGE.encode())[:-20]])
 def test_a_damaged_page_does_not_count(installed, ctl, content):
     (installed / "bulkvpn.conf.5.gz").write_bytes(content)
-    status, out, _ = ctl("mtu")
+    status, out, _ = ctl("explain", "mtu")
     assert status == 0 and "words of this page" not in out and "MTU" in out
 
 
 def test_without_a_formatter_the_option_table_answers(monkeypatch, ctl):
     monkeypatch.setenv("PATH", "/nonexistent")
-    status, out, error = ctl("mtu")
+    status, out, error = ctl("explain", "mtu")
     assert (status, error) == (0, "") and out.startswith("mtu = BYTES: ") and "(default 1500)" in " ".join(out.split())
 
 
 @in_the_tree
 def test_without_a_formatter_the_rest_says_what_is_missing(monkeypatch, ctl):
     monkeypatch.setenv("PATH", "/nonexistent")
-    status, out, error = ctl("no_session")
+    status, out, error = ctl("explain", "no_session")
     assert status == 1 and out == "" and "apt install mandoc" in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(("key", "near"), [("conections", "connections"), ("max-handshake", "max-handshakes")])
 def test_a_misspelt_word_gets_what_is_near(ctl, key, near):
-    status, out, error = ctl(key)
+    status, out, error = ctl("explain", key)
     assert status == 1 and out == "" and f"did you mean {near}" in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("key", ["xyzzyxyzzy", "", "\x1b[31m", "a\nb", "../../x"])
 def test_anything_else_is_one_line(ctl, key):
-    status, out, error = ctl(key)
+    status, out, error = ctl("explain", key)
     assert status == 1 and out == "" and "bulkvpn.conf(5)" in error
     assert error.count("\n") == 1 and error.rstrip("\n").isprintable()
 

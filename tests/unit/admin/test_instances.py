@@ -1,35 +1,34 @@
 """bulkvpnctl init-instances: what it writes can be started together, and nothing is overwritten or left half done."""
 
-import argparse
 import itertools
 import pathlib
 
 import pytest
 
 from bulkvpnd import config
-from bulkvpnd.admin import instances, pki
 from bulkvpnd.config import values
 
 MULTIPATH = "10.2.0.0/16 weight 2 source 10.1.0.1"
 
 
-def command(module, *arguments):
-    parser = argparse.ArgumentParser()
-    module.add_arguments(parser)
-    return module.run(parser.parse_args(list(map(str, arguments))))
-
-
 @pytest.fixture
-def site(tmp_path):
+def site(tmp_path, pki_ctl):
     """A directory with server.conf and client.conf as `bulkvpnctl pki` makes them."""
-    assert command(pki, "init", "--directory", tmp_path, "--pool-ipv4", "10.9.0.0/24", "--pool-ipv6", "fd09::/64") == 0
-    assert command(pki, "add", "far", "--remote", "192.0.2.1", "--remote", "[2001:db8::1]", "--directory", tmp_path,
-                   "--output", tmp_path / "client.conf") == 0
+    pools = "--pool-ipv4", "10.9.0.0/24", "--pool-ipv6", "fd09::/64"
+    remotes = "--remote", "192.0.2.1", "--remote", "[2001:db8::1]"
+    assert pki_ctl("init", *pools, directory=tmp_path)[0] == 0
+    assert pki_ctl("add", "far", *remotes, "--output", tmp_path / "client.conf", directory=tmp_path)[0] == 0
     return tmp_path
 
 
-def make(site, count, *arguments, directory=None):
-    return command(instances, count, "--directory", directory or site, *arguments)
+@pytest.fixture
+def make(ctl, tmp_path):
+    """Runs bulkvpnctl init-instances COUNT there, or in another directory."""
+
+    def run(count, *arguments, directory=tmp_path):
+        return ctl("init-instances", count, "--directory", directory, *arguments)
+
+    return run
 
 
 def loaded(directory, mode, count):
@@ -37,8 +36,9 @@ def loaded(directory, mode, count):
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 64])
-def test_servers_share_no_port_no_address_and_no_device(site, count, capsys):
-    assert make(site, count, "--multipath", MULTIPATH) == 0
+def test_servers_share_no_port_no_address_and_no_device(site, count, make):
+    status, said, _ = make(count, "--multipath", MULTIPATH)
+    assert status == 0
     servers = loaded(site, "server", count)
     assert [one.listen for one in servers] == [((("::"), 7443 + number),) for number in range(count)]
     assert [one.device for one in servers] == [f"server{number}" for number in range(1, count + 1)]
@@ -51,42 +51,41 @@ def test_servers_share_no_port_no_address_and_no_device(site, count, capsys):
         assert one.multipath == (values.multipath(MULTIPATH),)
         assert (one.ca, one.certificate, one.key, one.crl) == (single.ca, single.certificate, single.key, single.crl)
         assert one.path.stat().st_mode & 0o777 == 0o600
-    said = capsys.readouterr().out
     assert f"{site / 'server1.conf'}: made" in said and "systemctl disable --now bulkvpnd@server\n" in said
 
 
-def test_clients_go_to_the_ports_of_the_servers(site):
-    assert make(site, 4) == 0
-    assert make(site, 4, "--from", site / "client.conf") == 0
+def test_clients_go_to_the_ports_of_the_servers(site, make):
+    assert make(4)[0] == 0
+    assert make(4, "--from", site / "client.conf")[0] == 0
     for server, client in zip(loaded(site, "server", 4), loaded(site, "client", 4)):
         port = server.listen[0][1]
         assert client.remote == (("192.0.2.1", port), ("2001:db8::1", port))
         assert not client.multipath
 
 
-def test_the_client_of_a_directory_without_a_server(site):
+def test_the_client_of_a_directory_without_a_server(site, make):
     (site / "server.conf").unlink()
-    assert make(site, 2) == 0
+    assert make(2)[0] == 0
     assert [one.mode for one in loaded(site, "client", 2)] == ["client", "client"]
 
 
-def test_what_the_administrator_wrote_stays(site):
+def test_what_the_administrator_wrote_stays(site, make):
     text = (site / "server.conf").read_text()
     more = "connections = 8\ndevice = office7\nmultipath = fd02::/48\nroutes = 10.1.0.0/16\nroutes = 10.3.0.0/16\n"
     (site / "server.conf").write_text(more + text)
-    assert make(site, 2, "--multipath", MULTIPATH) == 0
+    assert make(2, "--multipath", MULTIPATH)[0] == 0
     for number, one in enumerate(loaded(site, "server", 2), 1):
         assert (one.connections, one.device) == (8, f"office{number}")
         assert list(map(str, one.multipath)) == ["fd02::/48 weight 1", MULTIPATH]
         assert len(one.routes) == 2
 
 
-def test_networks_behind_clients_are_every_instance_s_and_fixed_addresses_one_s(site):
+def test_networks_behind_clients_are_every_instance_s_and_fixed_addresses_one_s(site, make):
     directory = site / "server.clients.d"
     directory.mkdir()
     (directory / "far.conf").write_text("[client far]\nipv4 = 10.9.0.70\nnetworks = 10.2.0.0/16\n")
     (directory / "notes.txt").write_text("not read")
-    assert make(site, 4) == 0
+    assert make(4)[0] == 0
     for number in range(1, 5):
         made = site / f"server{number}.clients.d"
         assert [file.name for file in made.iterdir()] == ["far.conf"]
@@ -96,7 +95,7 @@ def test_networks_behind_clients_are_every_instance_s_and_fixed_addresses_one_s(
         assert ("\n# not of this instance's pool: ipv4 = 10.9.0.70\n" in text) == (number != 2)
 
 
-def test_paths_still_lead_where_they_did(site, tmp_path):
+def test_paths_still_lead_where_they_did(site, tmp_path, make):
     text = (site / "client.conf").read_text()
     for name in ("ca", "certificate", "key"):
         block = text[text.index(f"<{name}>") : text.index(f"</{name}>") + len(name) + 4]
@@ -106,32 +105,37 @@ def test_paths_still_lead_where_they_did(site, tmp_path):
     (site / "client.conf").write_text(text)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    assert make(site, 2, "--from", site / "client.conf") == 0
-    assert make(site, 2, "--from", site / "client.conf", directory=elsewhere) == 0
+    assert make(2, "--from", site / "client.conf")[0] == 0
+    assert make(2, "--from", site / "client.conf", directory=elsewhere)[0] == 0
     assert loaded(site, "client", 1)[0].ca[0] == pathlib.Path("ca.pem")
-    assert make(site, 2, "--from", site / "server.conf", directory=elsewhere) == 0
+    assert make(2, "--from", site / "server.conf", directory=elsewhere)[0] == 0
     assert loaded(elsewhere, "server", 2)[1].crl == (site / "crl.pem", None)
     for one in loaded(elsewhere, "client", 2):
         assert config.pem_text(one, "key") == (site / "key.pem").read_text()
 
 
-def refused(site, capsys, *arguments, status=1):
-    before = {path: path.read_bytes() for path in site.rglob("*") if path.is_file()}
-    assert make(site, *arguments) == status
-    said = capsys.readouterr().err
-    assert said.startswith("bulkvpnctl: ") and said.count("\n") == 1
-    assert {path: path.read_bytes() for path in site.rglob("*") if path.is_file()} == before
-    return said
+@pytest.fixture
+def refused(make, tmp_path):
+    """Runs it, which fails and changes nothing. Returns what it says."""
+
+    def run(*arguments):
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        status, _, said = make(*arguments)
+        assert status == 1 and said.startswith("bulkvpnctl: ") and said.count("\n") == 1
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+        return said
+
+    return run
 
 
-def test_nothing_is_overwritten(site, capsys):
+def test_nothing_is_overwritten(site, refused):
     (site / "server3.conf").write_text("mine")
-    assert f"{site / 'server3.conf'}: exists already" in refused(site, capsys, 4)
+    assert f"{site / 'server3.conf'}: exists already" in refused(4)
     (site / "server3.conf").unlink()
     for name in ("server.clients.d", "server2.clients.d"):
         (site / name).mkdir()
         (site / name / "far.conf").write_text("[client far]\n")
-    assert f"{site / 'server2.clients.d'}: exists already" in refused(site, capsys, 4)
+    assert f"{site / 'server2.clients.d'}: exists already" in refused(4)
 
 
 @pytest.mark.parametrize(
@@ -146,27 +150,26 @@ def test_nothing_is_overwritten(site, capsys):
         ("mode = server", "mode = both", 2, "mode = both: should be one of"),
     ],
 )
-def test_what_cannot_work_is_said_and_leaves_nothing(site, capsys, old, new, count, expected):
+def test_what_cannot_work_is_said_and_leaves_nothing(site, old, new, count, expected, refused):
     file = site / "server.conf"
     file.write_text(file.read_text().replace(old, new))
     lines = file.read_text().splitlines()
     if "state-directory = /x" in lines:
         expected = expected.replace(":7:", f":{lines.index('state-directory = /x') + 1}:")
-    assert expected in refused(site, capsys, count, "--multipath", MULTIPATH)
+    assert expected in refused(count, "--multipath", MULTIPATH)
 
 
-def test_a_file_that_is_not_there(tmp_path, capsys):
-    assert f"{tmp_path / 'server.conf'}: cannot be read" in refused(tmp_path, capsys, 2)
+def test_a_file_that_is_not_there(tmp_path, refused):
+    assert f"{tmp_path / 'server.conf'}: cannot be read" in refused(2)
 
 
 @pytest.mark.parametrize("arguments", [["1"], ["65"], ["four"], ["4", "--multipath", "10.2.0.1/16"]])
-def test_wrong_arguments(arguments, capsys):
-    with pytest.raises(SystemExit):
-        command(instances, *arguments)
-    assert "should be" in capsys.readouterr().err
+def test_wrong_arguments(arguments, ctl):
+    status, _, error = ctl("init-instances", *arguments)
+    assert status == 64 and "should be" in error
 
 
-def test_a_directory_that_is_not_there(site, capsys):
+def test_a_directory_that_is_not_there(site, make):
     gone = site / "gone"
-    assert make(site, 2, "--from", site / "server.conf", directory=gone) == 1
-    assert "cannot be created" in capsys.readouterr().err and not gone.exists()
+    status, _, error = make(2, "--from", site / "server.conf", directory=gone)
+    assert status == 1 and "cannot be created" in error and not gone.exists()

@@ -1,6 +1,5 @@
 """bulkvpnctl multipath show: what it makes of the reports of several instances."""
 
-import argparse
 import io
 import json
 
@@ -52,7 +51,7 @@ def test_nothing_to_show():
 
 
 @pytest.fixture
-def run(monkeypatch, tmp_path):
+def run(monkeypatch, tmp_path, ctl):
     """Runs `multipath show` with instances that answer as they are told."""
 
     def run(answers, *arguments):
@@ -67,24 +66,21 @@ def run(monkeypatch, tmp_path):
             (tmp_path / name / status.SOCKET_NAME).touch()
         monkeypatch.setattr(status, "RUNTIME_DIRECTORY", tmp_path)
         monkeypatch.setattr(status, "ask", ask)
-        parser = argparse.ArgumentParser()
-        multipath.add_arguments(parser)
-        return multipath.run(parser.parse_args(["show", *arguments]))
+        return ctl("multipath", "show", *arguments)
 
     return run
 
 
-def test_json(run, capsys):
-    assert run({"a": report("a")}, "--json") == 0
-    assert [one["prefix"] for one in json.loads(capsys.readouterr().out)] == ["10.2.0.0/16"]
+def test_json(run):
+    code, out, _ = run({"a": report("a")}, "--json")
+    assert code == 0 and [one["prefix"] for one in json.loads(out)] == ["10.2.0.0/16"]
 
 
-def test_one_that_hangs_does_not_hide_the_others(run, capsys):
-    assert run({"a": report("a"), "b": status.StatusError("instance b does not answer")}) == 1
-    said = capsys.readouterr()
-    assert "bulk-a" in said.out and "instance b does not answer" in said.err
+def test_one_that_hangs_does_not_hide_the_others(run):
+    code, out, error = run({"a": report("a"), "b": status.StatusError("instance b does not answer")})
+    assert code == 1 and "bulk-a" in out and "instance b does not answer" in error
 
 
-def test_nobody_runs(run, capsys):
-    assert run({}) == 1
-    assert "no instance is running" in capsys.readouterr().err
+def test_nobody_runs(run):
+    code, _, error = run({})
+    assert code == 1 and "no instance is running" in error

@@ -1,6 +1,5 @@
 """bulkvpnctl reload, disconnect and drain: what is asked of an instance, and what is made of its answer."""
 
-import argparse
 import json
 import os
 import socket
@@ -9,7 +8,7 @@ import threading
 import pytest
 
 from bulkvpnd import config
-from bulkvpnd.admin import disconnect, drain, reload, status
+from bulkvpnd.admin import drain, status
 
 CONFIGURATION = ("mode = client\nremote = 192.0.2.1\n"
                  + "".join(f"{name} = /nowhere/{name}.pem\n" for name in ("ca", "certificate", "key")))
@@ -47,13 +46,7 @@ def instance(tmp_path, monkeypatch):
         thread.join(10)
 
 
-def run(module, capsys, *arguments):
-    parser = argparse.ArgumentParser()
-    module.add_arguments(parser)
-    return (module.run(parser.parse_args(list(map(str, arguments)))), *capsys.readouterr())
-
-
-def test_reload_brings_the_text_and_says_what_became_of_it(instance, tmp_path, capsys, monkeypatch):
+def test_reload_brings_the_text_and_says_what_became_of_it(instance, tmp_path, ctl, monkeypatch):
     file = tmp_path / "server.conf"
     file.write_text(CONFIGURATION + "# ü\n")
     # The environment of ExecReload may name the copy, which is old.
@@ -61,51 +54,51 @@ def test_reload_brings_the_text_and_says_what_became_of_it(instance, tmp_path, c
     (tmp_path / "credentials" / "server.conf").write_text("old")
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path / "credentials"))
     asked = instance({"live": {"grace": config.NOW, "keepalive": config.CONNECTIONS}, "restart": ["mtu"]})
-    code, out, err = run(reload, capsys, "server", "--config", file)
+    code, out, err = ctl("reload", "server", "--config", file)
     assert (code, err) == (0, "") and asked == [{"command": "reload", "text": CONFIGURATION + "# ü\n"}]
     assert out == ("server: grace: in force\nserver: keepalive: in force for connections made from then on\n"
                    "server: mtu: needs a restart: systemctl restart bulkvpnd@server\n")
 
 
-def test_reload_of_nothing_new(instance, tmp_path, capsys):
+def test_reload_of_nothing_new(instance, tmp_path, ctl):
     (tmp_path / "server.conf").write_text(CONFIGURATION)
     instance({"live": {}, "restart": []})
-    assert run(reload, capsys, "server", "--config", tmp_path / "server.conf") == (
+    assert ctl("reload", "server", "--config", tmp_path / "server.conf") == (
         0, "server: nothing has changed\n", "")
 
 
-def test_reload_asks_nobody_when_the_file_is_wrong(instance, tmp_path, capsys):
+def test_reload_asks_nobody_when_the_file_is_wrong(instance, tmp_path, ctl):
     file = tmp_path / "server.conf"
     file.write_text(CONFIGURATION + "mtu = 1\n")
-    code, out, err = run(reload, capsys, "server", "--config", file)
+    code, out, err = ctl("reload", "server", "--config", file)
     assert (code, out) == (os.EX_CONFIG, "") and err.startswith(f"bulkvpnctl: {file}:6: mtu = 1: should be")
 
 
-def test_reload_that_is_refused_fails(instance, tmp_path, capsys):
+def test_reload_that_is_refused_fails(instance, tmp_path, ctl):
     (tmp_path / "server.conf").write_text(CONFIGURATION)
     instance({"error": "no"})
-    assert run(reload, capsys, "server", "--config", tmp_path / "server.conf") == (1, "", "bulkvpnctl: server: no\n")
+    assert ctl("reload", "server", "--config", tmp_path / "server.conf") == (1, "", "bulkvpnctl: server: no\n")
 
 
-def test_disconnect(instance, capsys):
+def test_disconnect(instance, ctl):
     asked = instance({"ended": 2}, {"error": "no session of bob"})
-    assert run(disconnect, capsys, "alice") == (0, "server: alice: 2 sessions ended\n", "")
-    assert run(disconnect, capsys, "bob", "server") == (1, "", "bulkvpnctl: server: no session of bob\n")
+    assert ctl("disconnect", "alice") == (0, "server: alice: 2 sessions ended\n", "")
+    assert ctl("disconnect", "bob", "server") == (1, "", "bulkvpnctl: server: no session of bob\n")
     assert asked == [{"command": "disconnect", "identity": "alice"}, {"command": "disconnect", "identity": "bob"}]
 
 
-def test_drain_waits_until_nobody_is_left(instance, capsys):
+def test_drain_waits_until_nobody_is_left(instance, ctl):
     answers = [{"draining": True, "sessions": count} for count in (2, 2, 1, 0)]
     asked = instance(*answers, {"draining": False, "sessions": 0})
-    code, out, err = run(drain, capsys, "--wait")
+    code, out, err = ctl("drain", "--wait")
     assert (code, err) == (0, "")
     assert out.splitlines() == [f"server: accepts no new sessions; {left} left" for left in ("2 are", "1 is", "0 are")]
-    assert run(drain, capsys, "--off")[1] == "server: accepts new sessions; 0 are left\n"
+    assert ctl("drain", "--off")[1] == "server: accepts new sessions; 0 are left\n"
     assert [one["off"] for one in asked] == [False] * 4 + [True]
 
 
-def test_one_of_several_has_to_be_named(instance, capsys):
+def test_one_of_several_has_to_be_named(instance, ctl):
     instance(name="one")
     instance(name="two")
-    code, _, err = run(drain, capsys)
+    code, _, err = ctl("drain")
     assert code == os.EX_USAGE and err == "bulkvpnctl: several instances run here: one, two; name one of them\n"

@@ -1,6 +1,5 @@
 """bulkvpnctl pki init, add and list: what is in the files that they make, and what they leave alone."""
 
-import contextlib
 import datetime
 import ipaddress
 import json
@@ -282,26 +281,6 @@ def test_wrong_usage(pki_ctl, tmp_path, command):
     status, out, error = pki_ctl(*command)
     assert (status, out) == (os.EX_USAGE, "") and error.startswith("usage: ")
     assert tree(tmp_path) == {}
-
-
-@pytest.fixture
-def unprivileged():
-    """As a user who owns nothing here. A context manager, because root sets up and looks at the result."""
-
-    @contextlib.contextmanager
-    def drop():
-        if os.geteuid() != 0:
-            pytest.skip("needs root, to become somebody else")
-        try:
-            os.seteuid(1234)
-        except OSError as error:
-            pytest.skip(f"this namespace has no user 1234: {error}")
-        try:
-            yield
-        finally:
-            os.seteuid(0)
-
-    return drop
 
 
 @pytest.mark.parametrize("command", [("init",), ("add", "alice", "--remote", "x"), ("list",)])

@@ -44,63 +44,58 @@ def instance(tmp_path, monkeypatch):
         thread.join(10)
 
 
-def run(capsys, instance=None, as_json=False):
-    code = status.run(argparse.Namespace(instance=instance, json=as_json, watch=None))
-    return (code, *capsys.readouterr())
-
-
 def line(report=REPORT):
     return json.dumps(report).encode() + b"\n"
 
 
-def test_no_instance(capsys, tmp_path, monkeypatch):
+def test_no_instance(ctl, tmp_path, monkeypatch):
     monkeypatch.setattr(status, "RUNTIME_DIRECTORY", tmp_path)
-    code, out, error = run(capsys)
+    code, out, error = ctl("status")
     assert (code, out) == (1, "") and "no instance is running" in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", ["", "a b", "x" * 65, "\x1b[2J", "a\n"])
-def test_what_is_no_name_is_wrong_usage(capsys, name):
-    code, _, error = run(capsys, name)
+def test_what_is_no_name_is_wrong_usage(ctl, name):
+    code, _, error = ctl("status", name)
     assert code == os.EX_USAGE and error[:-1].isprintable()
 
 
-def test_an_instance_that_does_not_run(capsys, tmp_path, monkeypatch):
+def test_an_instance_that_does_not_run(ctl, tmp_path, monkeypatch):
     monkeypatch.setattr(status, "RUNTIME_DIRECTORY", tmp_path)
-    code, _, error = run(capsys, "office")
+    code, _, error = ctl("status", "office")
     assert code == 1 and "instance office is not running; start it with: systemctl start bulkvpnd@office" in error
 
 
-def test_an_instance_that_crashed(capsys, tmp_path):
+def test_an_instance_that_crashed(ctl, tmp_path):
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(tmp_path / "status.sock"))
-    assert "is not running" in run(capsys, str(tmp_path) + "/")[2]
+    assert "is not running" in ctl("status", f"{tmp_path}/")[2]
 
 
 @pytest.mark.parametrize("answer", [b"", b"garbage\n", b"{\n", b"\xff\xff\n", None, b"[]\n", b"null\n",
                                     b'{"error": "unknown command"}\n', b"[" * 100000],
                          ids=range(9))  # fmt: skip
-def test_a_strange_answer_is_one_line(capsys, instance, answer):
+def test_a_strange_answer_is_one_line(ctl, instance, answer):
     instance(answer)
-    code, out, error = run(capsys, "server")
+    code, out, error = ctl("status", "server")
     assert code == 1 and out == "" and error.startswith("bulkvpnctl: instance server does not ")
     assert error.count("\n") == 1 and "Traceback" not in error
 
 
-def test_json_is_an_array_of_what_the_instances_say(capsys, instance):
+def test_json_is_an_array_of_what_the_instances_say(ctl, instance):
     instance(line())
-    code, out, error = run(capsys, as_json=True)
+    code, out, error = ctl("status", "--json")
     assert (code, json.loads(out), error) == (0, [REPORT], "")
 
 
-def test_an_instance_that_does_not_answer_hides_no_other(capsys, instance):
+def test_an_instance_that_does_not_answer_hides_no_other(ctl, instance):
     instance(b"", "a")
     instance(line(), "b")
-    code, out, error = run(capsys)
+    code, out, error = ctl("status")
     assert code == 1 and "alice" in out and "instance a does not answer" in error
 
 
-def test_watching_goes_on_until_it_is_interrupted(capsys, tmp_path, monkeypatch):
+def test_watching_goes_on_until_it_is_interrupted(ctl, tmp_path, monkeypatch):
     """Each look asks again: an instance that ended is said, and ends the watching only if none is left."""
     asked = []
 
@@ -113,8 +108,7 @@ def test_watching_goes_on_until_it_is_interrupted(capsys, tmp_path, monkeypatch)
         raise status.StatusError("no instance is running")
 
     monkeypatch.setattr(status, "ask_all", ask_all)
-    code = status.run(argparse.Namespace(instance=None, json=False, watch=0.1))
-    out, error = capsys.readouterr()
+    code, out, error = ctl("status", "--watch", "0.1")
     assert code == 1 and asked == [None] * 3 and "no instance is running" in error
     assert "alice" in out and "instance [b] does not answer" in out
 

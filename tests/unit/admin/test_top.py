@@ -1,7 +1,5 @@
 """admin.top: the history behind its bars, and the command."""
 
-import argparse
-
 from reports import REPORT, changed
 
 from bulkvpnd.admin import status, top
@@ -17,14 +15,13 @@ def test_a_history_has_the_last_rates_of_those_who_are_there():
     assert history.rates == {}
 
 
-def test_once(capsys, monkeypatch):
+def test_once(ctl, monkeypatch):
     monkeypatch.setattr(status, "ask_all", lambda instance: ([REPORT], []))
-    assert top.run(argparse.Namespace(instance=None, once=True)) == 0
-    out = capsys.readouterr().out
-    assert "● server  well" in out and "alice" in out
+    code, out, _ = ctl("top", "--once")
+    assert code == 0 and "● server  well" in out and "alice" in out
 
 
-def test_nobody_to_ask(capsys, monkeypatch):
+def test_nobody_to_ask(ctl, monkeypatch):
     answers = [([REPORT], [status.StatusError("instance b does not answer")])]
 
     def ask_all(instance):
@@ -34,6 +31,5 @@ def test_nobody_to_ask(capsys, monkeypatch):
 
     monkeypatch.setattr(status, "ask_all", ask_all)
     monkeypatch.setattr(top, "PERIOD", 0.01)
-    assert top.run(argparse.Namespace(instance=None, once=False)) == 69
-    out, error = capsys.readouterr()
-    assert "instance b does not answer" in out and "no instance is running" in error
+    code, out, error = ctl("top")
+    assert code == 69 and "instance b does not answer" in out and "no instance is running" in error

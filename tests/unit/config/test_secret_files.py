@@ -1,6 +1,5 @@
 """bulkvpnd.config.files: files that may hold a key, checked on the descriptor that is read."""
 
-import contextlib
 import os
 
 import pytest
@@ -61,24 +60,9 @@ def test_files_that_are_none(tmp_path):
     assert "cannot be read" in refused(load, "x" * 5000)
 
 
-def test_a_file_without_permission(file):
+def test_a_file_without_permission(file, unprivileged):
     path = file(SERVER, mode=0)
-
-    @contextlib.contextmanager
-    def somebody_else():
-        if os.geteuid() != 0:
-            yield
-            return
-        try:
-            os.seteuid(1234)
-        except OSError as error:
-            pytest.skip(f"this namespace has no user 1234: {error}")
-        try:
-            yield
-        finally:
-            os.seteuid(0)
-
-    with somebody_else():
+    with unprivileged():
         assert refused(load, path).startswith(f"{path}: cannot be read: Permission denied")
 
 
