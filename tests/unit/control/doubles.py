@@ -15,6 +15,7 @@ from gevent.event import Event
 
 from bulkvpnd import config, pki
 from bulkvpnd.control import resolver, tls
+from bulkvpnd.host.sysctl import Outcome
 from bulkvpnd.protocol import handshake
 
 NOW = datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0)  # OpenSSL asks the real clock
@@ -154,6 +155,23 @@ class Link:
 
     def set_mtu(self, name, mtu):
         self.calls.append(("mtu", name, mtu))
+
+
+class Ledger:
+    """In place of host.sysctl.Ledger: sets what is wanted, or says why it cannot."""
+
+    def __init__(self, why_not=None):
+        self.wanted = []
+        self.why_not = why_not
+
+    def recover(self):
+        pass
+
+    restore = recover
+
+    def want(self, key, value):
+        self.wanted.append((key, value))
+        return Outcome(key, "0", value, "0" if self.why_not else value, self.why_not)
 
 
 class Network:

@@ -8,13 +8,12 @@ import types
 import gevent
 import gevent.event
 import pytest
-from doubles import Authority, configuration, until
+from doubles import Authority, Ledger, configuration, until
 
 from bulkvpnd.control import clientnet
 from bulkvpnd.control.clientnet import ClientNetwork
 from bulkvpnd.host.changes import Changes
 from bulkvpnd.host.firewall import Unavailable
-from bulkvpnd.host.sysctl import Outcome
 
 network, address = ipaddress.ip_network, ipaddress.ip_address
 
@@ -35,19 +34,6 @@ class Part:
 
     def undo(self):
         self._told.append((f"undo {self._name}",))
-
-
-class Ledger:
-    def __init__(self, why_not=None):
-        self._why_not = why_not
-
-    def recover(self):
-        pass
-
-    restore = recover
-
-    def want(self, key, value):
-        return Outcome(key, "0", value, "0" if self._why_not else value, self._why_not)
 
 
 class Firewall:

@@ -6,18 +6,13 @@ import socket
 import gevent
 import gevent.socket
 import pytest
+from doubles import free_port
 
 from bulkvpnd.control import exporter as module
 from bulkvpnd.control.exporter import Exporter
 
 REPORT = {"instance": "server", "version": "1", "mode": "server", "since": 5, "device": "bulk0", "workers": [],
           "drops": {}, "sessions": []}  # fmt: skip
-
-
-def free_port(address):
-    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as sock:
-        sock.bind((address, 0))
-        return sock.getsockname()[1]
 
 
 @pytest.fixture(params=["127.0.0.1", "::1"])

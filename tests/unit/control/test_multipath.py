@@ -7,7 +7,7 @@ import types
 
 import gevent
 import pytest
-from doubles import until
+from doubles import Ledger, until
 
 from bulkvpnd.config import ConfigurationError
 from bulkvpnd.config import Multipath as Wish
@@ -15,7 +15,6 @@ from bulkvpnd.control.clients import Client
 from bulkvpnd.control.multipath import HASH_POLICY, Multipath, check_configuration, literal_addresses
 from bulkvpnd.control.transport import address_of, shown
 from bulkvpnd.host.multipath import MultipathError
-from bulkvpnd.host.sysctl import Outcome
 
 SITE4, SITE6 = ipaddress.ip_network("10.2.0.0/16"), ipaddress.ip_network("fd02::/48")
 
@@ -32,16 +31,6 @@ class Role:
 
     def outer_addresses(self):
         return {"192.0.2.1"}
-
-
-class Ledger:
-    def __init__(self):
-        self.wanted = []
-        self.why_not = None
-
-    def want(self, key, value):
-        self.wanted.append((key, value))
-        return Outcome(key, "0", value, "0" if self.why_not else value, self.why_not)
 
 
 class Kernel:

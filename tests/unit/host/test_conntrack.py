@@ -8,25 +8,9 @@ import pytest
 
 from bulkvpnd.host import conntrack, firewall
 from bulkvpnd.host.conntrack import TIMEOUTS, ConntrackTimeouts
-from bulkvpnd.host.sysctl import Ledger
 
 KEYS = {name: seconds for states in TIMEOUTS.values() for seconds, name in states.values()}
-
-
-@pytest.fixture
-def tree(tmp_path):
-    directory = tmp_path / "proc-sys/net/netfilter"
-    directory.mkdir(parents=True)
-    for name in KEYS:
-        (directory / name).write_text("100\n")
-    return tmp_path / "proc-sys"
-
-
-@pytest.fixture
-def ledger(tree, tmp_path):
-    made = Ledger(tmp_path / "shared", "server", root=tree)
-    yield made
-    made.restore()
+FOUND = {f"net/netfilter/{name}": "100" for name in KEYS}
 
 
 def values(tree):

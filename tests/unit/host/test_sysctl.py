@@ -17,13 +17,13 @@ from bulkvpnd.host.sysctl import BY_HAND, Ledger
 
 ROOT = pathlib.Path(__file__).parents[3]
 FOUND = {
-    "net.core.rmem_max": "212992",
-    "net.ipv4.tcp_rmem": "4096\t131072\t6291456",
-    "net.ipv4.ip_forward": "0",
-    "net.ipv4.conf.all.forwarding": "0",
-    "net.ipv4.conf.veth0.forwarding": "1",
-    "net.ipv4.conf.all.accept_redirects": "0",
-    "kernel.core_pattern": "core",
+    "net/core/rmem_max": "212992",
+    "net/ipv4/tcp_rmem": "4096\t131072\t6291456",
+    "net/ipv4/ip_forward": "0",
+    "net/ipv4/conf/all/forwarding": "0",
+    "net/ipv4/conf/veth0/forwarding": "1",
+    "net/ipv4/conf/all/accept_redirects": "0",
+    "kernel/core_pattern": "core",
 }
 OTHER = """
 import pathlib, sys
@@ -34,16 +34,6 @@ sys.stdin.read()
 ledger.restore()
 print("restored", flush=True)
 """
-
-
-@pytest.fixture
-def tree(tmp_path):
-    root = tmp_path / "proc-sys"
-    for key, value in FOUND.items():
-        path = root / key.replace(".", "/")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(value + "\n")
-    return root
 
 
 @pytest.fixture
@@ -96,7 +86,7 @@ def test_a_value_is_set_and_given_back(tree, shared, ledger_of):
     assert (outcome.found, outcome.wanted, outcome.set, outcome.why_not) == ("212992", "16777216", "16777216", None)
     assert read(tree, "net.core.rmem_max") == "16777216"
     assert ledger.restore() == ["net.core.rmem_max"]
-    assert read(tree, "net.core.rmem_max") == FOUND["net.core.rmem_max"]
+    assert read(tree, "net.core.rmem_max") == FOUND["net/core/rmem_max"]
     assert list(shared.iterdir()) == []
 
 

@@ -6,7 +6,6 @@ import pytest
 
 from bulkvpnd import config
 from bulkvpnd.host import tuning
-from bulkvpnd.host.sysctl import Ledger
 from bulkvpnd.host.tuning import Situation
 
 FOUND = {
@@ -21,23 +20,6 @@ FOUND = {
     "net/ipv4/conf/bulk0/rp_filter": "0",
 }
 SERVER = Situation("bulk0", ("veth9",), forwards=True)
-
-
-@pytest.fixture
-def tree(tmp_path):
-    root = tmp_path / "proc-sys"
-    for key, value in FOUND.items():
-        path = root / key
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(value + "\n")
-    return root
-
-
-@pytest.fixture
-def ledger(tree, tmp_path):
-    made = Ledger(tmp_path / "shared", "server", root=tree)
-    yield made
-    made.restore()
 
 
 def options(**changed):
