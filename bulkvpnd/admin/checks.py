@@ -354,14 +354,12 @@ def _input(subject):
 def _kept_out(fate, port):
     """A Verdict if a chain does not let everybody pass to this port; None if it does, or a rule about the port says
     whom."""
-    if fate.drops and fate.unless:
-        return None
-    if fate.unless:
-        return Verdict(NOTE, f"nftables, chain {fate.chain}: the rule {fate.unless} drops some of what comes to port "
+    if fate.does == ruleset.DROPS_SOME:
+        return Verdict(NOTE, f"nftables, chain {fate.chain}: the rule {fate.rule} drops some of what comes to port "
                              f"{port}", f"nft --handle list chain {fate.chain}")
-    if not fate.is_clear:
+    if fate.does == ruleset.UNKNOWN:
         return Verdict(NOT_CHECKED, f"nftables, chain {fate.chain} has rules of iptables; see: iptables -S")
-    if fate.drops:
+    if fate.does == ruleset.DROPS:
         by = f"the rule {fate.rule}" if fate.rule else "its policy, since no rule lets it pass,"
         return Verdict(PROBLEM, f"nftables, chain {fate.chain}: {by} drops what comes to port {port}",
                        f"nft insert rule {fate.chain} tcp dport {port} accept")

@@ -14,8 +14,8 @@ HOOKS = ("prerouting", "input")
 """What a packet for this machine passes."""
 JUMPS_MAX = 16
 """How deep chains jump into each other at most (NFT_JUMP_STACK_SIZE of net/netfilter/nf_tables.h)."""
-DROPS = ("drop", "reject")
-VERDICTS = ("accept", *DROPS)
+DROPPING = ("drop", "reject")
+VERDICTS = ("accept", *DROPPING)
 PORT = [{"payload": {"protocol": protocol, "field": "dport"}} for protocol in ("tcp", "th")]
 PROTOCOL = [{"meta": {"key": "l4proto"}}, {"payload": {"protocol": "ip", "field": "protocol"}},
             {"payload": {"protocol": "ip6", "field": "nexthdr"}}]
@@ -24,22 +24,22 @@ FLAGS = {"payload": {"protocol": "tcp", "field": "flags"}}
 DEVICE = [{"meta": {"key": key}} for key in ("iif", "iifname")]
 OTHERS = ("udp", "udplite", "icmp", "icmpv6", "igmp", "sctp", "dccp")
 """Protocols whose fields no segment of TCP has."""
+PASSES, DROPS, PASSES_SOME, DROPS_SOME, UNKNOWN = "passes", "drops", "passes some", "drops some", "unknown"
+"""What a chain does with new connections to a port: lets all of them pass, or none; drops them in the end, but a rule
+about the port lets some pass before, or the other way round; a rule that is not understood may decide."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Fate:
     """What one base chain does with new connections to a port.
 
-    chain: family, table and name, as nft(8) takes them. drops: whether they are dropped in the end. rule: that does so,
-    as chain and handle; None if the chain's policy decides. unless: another one, about this port, that decides the
-    other way for some. is_clear: whether no rule that is not understood might do so.
+    chain: family, table and name, as nft(8) takes them. does: PASSES, ... rule: that does so, as chain and handle; None
+    if the chain's policy does, or if it is unknown.
     """
 
     chain: str
-    drops: bool
+    does: str
     rule: str | None = None
-    unless: str | None = None
-    is_clear: bool = True
 
 
 def base_chains(objects, hook):
@@ -75,10 +75,15 @@ def _fate(rules, chain, port):
         if step.is_sure and step.verdict:
             break
         before.append(step)
-    drops = step.verdict in DROPS
-    other = [one.rule for one in before if one.names_port and one.verdict and (one.verdict in DROPS) != drops]
-    unclear = [one for one in before if not one.verdict and (one.names_port or (drops and not step.names_port))]
-    return Fate(" ".join(key), drops, step.rule, next(iter(other), None), not unclear)
+    drops = step.verdict in DROPPING
+    other = [one.rule for one in before if one.names_port and one.verdict and (one.verdict in DROPPING) != drops]
+    if other:
+        does, rule = PASSES_SOME if drops else DROPS_SOME, other[0]
+    elif any(not one.verdict and (one.names_port or (drops and not step.names_port)) for one in before):
+        does, rule = UNKNOWN, None
+    else:
+        does, rule = DROPS if drops else PASSES, step.rule
+    return Fate(" ".join(key), does, rule)
 
 
 def _steps(rules, key, port, is_sure=True, names_port=False, jumps=JUMPS_MAX):
