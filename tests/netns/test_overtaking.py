@@ -14,8 +14,8 @@ import struct
 import threading
 import time
 
+from flows import Flows, disturbed
 from harness import INNER, inside, wait_until
-from test_moves import late
 
 from bulkvpnd.protocol.packet import flow_hash, rendezvous
 
@@ -27,12 +27,9 @@ FLOWS = 24
 PERIOD = 0.01
 """Seconds between two packets of a flow, so that the slow way holds many (choice)."""
 SERVER, RELAY = ("192.0.2.1", 7443), ("127.0.0.1", 7443)
-FROM, TO = "10.86.0.2", (INNER[4], 9000)
-RECEIVE_BUFFER = 1 << 20
-PACKET = struct.Struct("=IId")  # flow, number, when it was sent
+FROM, TO, PORT = "10.86.0.2", INNER[4], 9000
 RESET = struct.pack("ii", 1, 0)
 """SO_LINGER that makes close() a reset, socket(7)."""
-Arrival = collections.namedtuple("Arrival", "number sent came")
 
 
 class Way:
@@ -138,72 +135,6 @@ class Relay:
             self._ways.pop(index).close()
 
 
-class Flows:
-    """Datagrams from the client to the server, as a context manager."""
-
-    def __init__(self, network):
-        self._network = network
-        self.arrived = [[] for _ in range(FLOWS)]
-        self.sent = 0  # of each flow
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=one, daemon=True) for one in (self._receive, self._send)]
-
-    def __enter__(self):
-        with inside(self._network.server):
-            self._receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
-        self._receiver.bind(TO)
-        self._receiver.settimeout(0.2)
-        with inside(self._network.client):
-            self._senders = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(FLOWS)]
-        for sender in self._senders:
-            sender.bind((FROM, 0))
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *exception):
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-        for one in (self._receiver, *self._senders):
-            one.close()
-
-    def _send(self):
-        due = time.monotonic()
-        while not self._stop.is_set():
-            for flow, sender in enumerate(self._senders):
-                sender.sendto(PACKET.pack(flow, self.sent, time.monotonic()), TO)
-            self.sent += 1
-            due += PERIOD
-            select.select([], [], [], max(0.0, due - time.monotonic()))
-
-    def _receive(self):
-        while not self._stop.is_set():
-            with contextlib.suppress(TimeoutError):
-                flow, number, sent = PACKET.unpack(self._receiver.recv(64))
-                self.arrived[flow].append(Arrival(number, sent, time.monotonic()))
-
-    def settle(self):
-        """Waits until what is sent from now on has come, of every flow. Returns the number of the next packet."""
-        number = self.sent + 1
-        wait_until(lambda: all(list_ and list_[-1].number >= number for list_ in self.arrived), 20, "all flows arrive")
-        # What was overtaken by it has come, too.
-        number = self.sent + 1
-        wait_until(lambda: self.sent > number + 2 * max(DELAYS.values()) / PERIOD, 20, "time passes")
-        return number
-
-    def by(self, index):
-        """The flows that the connection of that index carries, while both live."""
-        return {flow for flow, sender in enumerate(self._senders)
-                if rendezvous(_hash(sender.getsockname(), TO), list(DELAYS)) == index}
-
-    def between(self, first, last):
-        """[(flow, the arrivals whose numbers are from `first` on and below `last`)]"""
-        return [(flow, [one for one in list(arrivals) if first <= one.number < last])
-                for flow, arrivals in enumerate(self.arrived)]
-
-
 def _hash(source, target):
     """The flow's, by the first packet that could be: 28 bytes of IPv4 and UDP."""
     addresses = b"".join(socket.inet_aton(address) for address, _ in (source, target))
@@ -211,19 +142,18 @@ def _hash(source, target):
     return flow_hash(packet, 0, len(packet))
 
 
+def by(index, flows):
+    """The flows that the connection of that index carries, while both live."""
+    return {flow for flow, source in enumerate(flows.sources())
+            if rendezvous(_hash(source, (TO, PORT)), list(DELAYS)) == index}
+
+
 def overtaken(flows, first, last, moved):
     """How many packets were, of the flows in `moved`; of the others none is, and none is lost."""
-    count = 0
-    for flow, arrivals in flows.between(first, last):
-        numbers = [one.number for one in arrivals]
-        if flow not in moved:
-            assert numbers == list(range(first, last)), f"flow {flow} stays, and something is lost or overtaken"
-            continue
-        assert len(set(numbers)) == len(numbers), f"flow {flow}: a packet came twice"
-        behind = late(arrivals)
+    _, found = disturbed(flows, first, last, moved)
+    for flow, behind in found.items():
         assert all(one.came - one.sent >= DELAYS[SLOW] for one in behind), f"flow {flow}: not by the slow way"
-        count += len(behind)
-    return count
+    return sum(map(len, found.values()))
 
 
 def indexes(daemon):
@@ -238,8 +168,9 @@ def test_what_may_be_overtaken(network):
         client = network.start_client(f"--remote={RELAY[0]}", "--workers=1", "--connections=2", "--queue-target=1000",
                                       "--retry-max=1").wait_ready()
         client.wait_connections(len(DELAYS))
-        with Flows(network) as flows:
-            carried = {index: flows.by(index) for index in DELAYS}
+        ends = (network.client, FROM), (network.server, TO)
+        with Flows(FLOWS, *ends, PORT, PERIOD, overlap=2 * max(DELAYS.values())) as flows:
+            carried = {index: by(index, flows) for index in DELAYS}
             assert all(carried.values()), "each carries some"
             first = flows.settle()
             last = flows.settle()
