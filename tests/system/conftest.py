@@ -16,8 +16,10 @@ TOOLS = {"mmdebstrap": "mmdebstrap", "systemd-nspawn": "systemd-container", "git
 """Command: Debian package."""
 FORMER = "48748689a030dc22bfee8bda919eb4ebdff08403"
 """The commit from which machines are upgraded: until there is a release, the last of the first day (choice)."""
-BUILD_TIMEOUT = 900
-"""Seconds; the package's unit tests are part of a build (choice)."""
+BUILD_TIMEOUT = 1800
+"""Seconds; the package's unit tests can be part of a build (choice)."""
+UNCHECKED = ("DEB_BUILD_OPTIONS=nocheck",)
+"""Environment of a build without them."""
 
 
 @pytest.fixture(scope="session", params=machines.RELEASES)
@@ -67,38 +69,47 @@ class Package:
 
 # What may differ between the machines of two developers, and must not be seen in the package.
 SURROUNDINGS = (
-    ("/build/one", "022", ("LC_ALL=C.UTF-8", "TZ=UTC")),
-    ("/build/elsewhere/two", "002", ("LC_ALL=C", "TZ=Asia/Kathmandu", "DEB_BUILD_OPTIONS=nocheck")),
+    ("/build/one", "022", ("LC_ALL=C.UTF-8", "TZ=UTC", *UNCHECKED)),
+    ("/build/elsewhere/two", "002", ("LC_ALL=C", "TZ=Asia/Kathmandu", *UNCHECKED)),
 )
 BUILD = 'umask "$1" && cd "$2" && exec dpkg-buildpackage -us -uc -b'
 
 
+class Builder:
+    """root: a machines.Root that has what a build needs."""
+
+    def __init__(self, root):
+        self.root = root
+
+    def build(self, source, directory, umask="022", environment=()):
+        """Builds a source tree in a directory of the root. Returns the .deb."""
+        self.root.copy_in(source, f"{directory}/bulkvpnd")
+        self.root.run("sh", "-c", BUILD, "sh", umask, f"{directory}/bulkvpnd", environment=environment,
+                      timeout=BUILD_TIMEOUT)
+        [built] = (self.root.path / directory.lstrip("/")).glob("*.deb")
+        return built
+
+    def digest(self, file):
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
 @pytest.fixture(scope="session")
 def builder(image, clone, tmp_path_factory):
-    """A root that has what a build needs."""
     with machines.Root(image, tmp_path_factory.mktemp(f"{image.release}-builder") / "root") as root:
         root.copy_in(clone, "/build/dependencies")
         root.install("build-essential", "lintian")
         root.run("apt-get", "build-dep", "-y", "--no-install-recommends", "/build/dependencies")
-        yield root
-
-
-def build(builder, source, directory, umask, environment):
-    """Builds a source tree in a directory of the root. Returns the .deb."""
-    builder.copy_in(source, f"{directory}/bulkvpnd")
-    builder.run("sh", "-c", BUILD, "sh", umask, f"{directory}/bulkvpnd", environment=environment, timeout=BUILD_TIMEOUT)
-    [built] = (builder.path / directory.lstrip("/")).glob("*.deb")
-    return built
+        yield Builder(root)
 
 
 @pytest.fixture(scope="session")
 def package(builder, clone):
     """This checkout's."""
-    files = [build(builder, clone, *surroundings) for surroundings in SURROUNDINGS]
+    files = [builder.build(clone, *surroundings) for surroundings in SURROUNDINGS]
     [changes] = files[0].parent.glob("*.changes")
-    lintian = builder.run("lintian", "--allow-root", "--pedantic", "--tag-display-limit=0",
-                          f"{SURROUNDINGS[0][0]}/{changes.name}", check=False).stdout.splitlines()
-    return Package(files[0], [hashlib.sha256(file.read_bytes()).hexdigest() for file in files], lintian)
+    lintian = builder.root.run("lintian", "--allow-root", "--pedantic", "--tag-display-limit=0",
+                               f"{SURROUNDINGS[0][0]}/{changes.name}", check=False).stdout.splitlines()
+    return Package(files[0], [builder.digest(file) for file in files], lintian)
 
 
 @pytest.fixture(scope="session")
@@ -110,7 +121,7 @@ def former(builder, clone, tmp_path_factory):
         pytest.skip(f"needs the history of this checkout, back to {FORMER}")
     changelog = source / "debian" / "changelog"
     changelog.write_text(changelog.read_text().replace(")", "~former)", 1))
-    return Package(build(builder, source, "/build/former", "022", ("DEB_BUILD_OPTIONS=nocheck",)))
+    return Package(builder.build(source, "/build/former", environment=UNCHECKED))
 
 
 @pytest.fixture(scope="session")
