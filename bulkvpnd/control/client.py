@@ -6,8 +6,9 @@
            |                        every replace-interval: another of this index, and the old one goes             |
            '---- pause, doubling with jitter, back to the start after a connection that lived <--------------------'
 
-The first that gets through begins the session; the others join it. When the server does not know the session any
-more, all begin again.
+The first that gets through begins the session; the others join it, at the same server: while a session has a
+connection, all go to the address of that one. When it has none left, the remotes are tried in turn, and the first
+server that answers either knows the session or begins another.
 """
 
 import collections
@@ -73,6 +74,9 @@ class Client:
         self.tell = lambda event, **values: None
         self.network = None
         self._welcome = None  # of the present session; None while there is none
+        self._server = None  # the address and port of the server that has it
+        self._remote = None  # of those that are configured, the one that led there
+        self._turn = 0  # which remote is tried next, while the session has no connection
         self._failure = None  # why there is no connection, for status
         self._session_since = 0.0
         self._counted = collections.Counter()  # what its former connections carried
@@ -100,6 +104,8 @@ class Client:
 
     def reconfigure(self, configuration):
         """Another configuration, whose options that need a restart are the same, is in force."""
+        if configuration.remote != self._configuration.remote:
+            self._turn = 0
         self._configuration = configuration
         self.network.reconfigure(configuration)
         self._spawn_diallers()
@@ -114,39 +120,44 @@ class Client:
     # One dialler
 
     def _dial_forever(self, index):
-        attempt, pause, hurry_until = 0, PAUSE_MIN, 0.0
+        pause, hurry_until = PAUSE_MIN, 0.0
         while True:
-            remote = self._configuration.remote[attempt % len(self._configuration.remote)]
-            is_down = False
+            tried, is_down = [], False
             try:
-                connection = self._dial(index, remote)
+                connection = self._dial(index, tried)
                 if connection is None:
                     # Another session may have more connections.
                     self._changed.wait()
                     continue
-                connection = self._keep(index, remote, connection)
+                connection = self._keep(index, connection)
                 ended = connection.ended.get()
                 log.info("connection %d ended: %s", index, ended,
                          extra={"CONNECTION": index, "REASON": ended, "limited": True})
                 if ended == SHUTDOWN or time.monotonic() - connection.since > LIVED:
                     pause, hurry_until = PAUSE_MIN, time.monotonic() + RESTART_TIME
+                if ended == SHUTDOWN and self._is_of_session(connection):
+                    # It has ended the session, so there is nothing to join.
+                    self._set_session(None)
+                tried.clear()  # it was right
             except Refused as refused:
                 retry, _ = handshake.REFUSALS[refused.reason]
                 log.log(logging.INFO if retry else logging.ERROR, "connection %d: %s", index, refused,
                         extra={"CONNECTION": index, "REASON": refused.reason, "limited": True,
                                "MESSAGE_ID": events.ID["server-refused"]})
-                self._failure = f"{transport.shown(remote)}: {refused}"
+                self._failure = f"{transport.shown(tried[-1])}: {refused}"
             except gevent.Timeout:
-                self._failed(index, remote, f"no answer within {self._configuration.handshake_timeout} s")
+                self._failed(index, tried[-1], f"no answer within {self._configuration.handshake_timeout} s")
             except (RemoteError, OSError) as error:
                 is_down = isinstance(error, ConnectionRefusedError)
                 # A server resets whoever has failed before: that must not hide with what.
                 says_why = not (self._failure and isinstance(error, ConnectionResetError))
-                self._failed(index, remote, getattr(error, "strerror", None) or str(error), says_why)
+                self._failed(index, tried[-1], getattr(error, "strerror", None) or str(error), says_why)
             except Exception:
                 # Our own bug: it may cost this try, never the dialler.
                 log.exception("internal error with connection %d", index, extra={"CONNECTION": index, "limited": True})
-            attempt += 1
+            if tried and tried[-1] == self._next_remote() and not self._is_carried():
+                # Once, if several diallers have tried it.
+                self._turn += 1
             # Jitter: a server that comes back must not meet all of its clients in the same instant.
             if self._reloaded.wait(pause * random.uniform(0.5, 1.0)):
                 # What was wrong may have been mended.
@@ -155,6 +166,17 @@ class Client:
             elif not (is_down and time.monotonic() < hurry_until):
                 pause = min(2 * pause, self._configuration.retry_max)
 
+    def _next_remote(self):
+        remotes = self._configuration.remote
+        return remotes[self._turn % len(remotes)]
+
+    def _is_of_session(self, connection):
+        return self._welcome is not None and connection.welcome.session == self._welcome.session
+
+    def _is_carried(self):
+        """Whether the session has a connection, or one whose first frame is awaited."""
+        return any(self._is_of_session(one) for one in self._connections.values())
+
     def _failed(self, index, remote, reason, says_why=True):
         if says_why:
             self._failure = f"{transport.shown(remote)}: {reason}"
@@ -162,8 +184,11 @@ class Client:
                     extra={"CONNECTION": index, "PEER": transport.shown(remote), "REASON": reason, "limited": True,
                            "MESSAGE_ID": events.ID["connection-failed"]})
 
-    def _dial(self, index, remote):
-        """Begins the session or joins it. Returns the connection, None if the session is to have fewer."""
+    def _dial(self, index, tried):
+        """Begins the session or joins it. Returns the connection, None if the session is to have fewer.
+
+        tried: gets the remotes that were tried, the last one at the end.
+        """
         while True:
             session = self._welcome
             if index >= (session or self._configuration).connections:
@@ -172,19 +197,22 @@ class Client:
                 # One dialler begins the session; the others wait here and join it.
                 with self._begin:
                     if self._welcome is None:
-                        return self._connect(index, remote, None)
-            else:
-                try:
-                    return self._connect(index, remote, session)
-                except Refused as refused:
-                    if refused.reason != "session":
-                        raise
+                        tried.append(self._next_remote())
+                        return self._connect(index, tried[-1], None)
+                continue
+            tried.append(self._server if self._is_carried() else self._next_remote())
+            try:
+                return self._connect(index, tried[-1], session)
+            except Refused as refused:
+                if refused.reason != "session":
+                    raise
+            if self._welcome is session and (tried[-1] == self._server or not self._is_carried()):
                 log.info("connection %d: the server does not know the session any more", index,
                          extra={"CONNECTION": index, "limited": True})
-                if self._welcome is session:
-                    self._set_session(None)
+                self._set_session(None)
+            # Else another dialler has found the session's server meanwhile.
 
-    def _keep(self, index, remote, connection):
+    def _keep(self, index, connection):
         """Replaces the connection in time, and what took its place, until one ends. Returns that one."""
         pause = PAUSE_MIN
         delay = self._life()
@@ -193,8 +221,7 @@ class Client:
             if connection.ended.ready():
                 return connection
             with self._replacing:
-                remotes = self._configuration.remote
-                fresh = self._replace(index, remote if remote in remotes else remotes[0], connection)
+                fresh = self._replace(index, connection)
             if fresh is not None:
                 connection, pause = fresh, PAUSE_MIN
                 delay = self._life()
@@ -207,11 +234,14 @@ class Client:
         interval = self._configuration.replace_interval
         return interval * random.uniform(1 - EARLY, 1) if interval else None
 
-    def _replace(self, index, remote, old):
+    def _replace(self, index, old):
         """Make before break: another connection takes the place of `old`. Returns it, None if it could not."""
-        session = self._welcome
-        if old.ended.ready() or session is None or session.session != old.welcome.session:
+        session, remotes = self._welcome, self._configuration.remote
+        if old.ended.ready() or not self._is_of_session(old):
             return None
+        # The server may have another address now, by which it is configured; if it is another server, it refuses.
+        is_given = self._remote in remotes
+        remote = self._server if is_given else remotes[0]
         try:
             fresh = self._connect(index, remote, session, replaces=True)
         except Refused as refused:
@@ -227,6 +257,8 @@ class Client:
                 old.ended.wait(REPLACED_MAX)
             # The server cuts what has to wait too long for its first frame.
             if not fresh.ended.ready():
+                if not is_given and self._is_of_session(fresh):
+                    self._server, self._remote = fresh.server, remote
                 return fresh
         return None
 
@@ -262,6 +294,8 @@ class Client:
             transport.set_buffers(sock, welcome.sndbuf, welcome.rcvbuf)
             if session is None:
                 self._take(welcome)
+            if remote != self._server and (session is None or not self._is_carried()):
+                self._server, self._remote = sock.getpeername()[:2], remote
             return self._attach(sock, index, worker, welcome, secrets, head, shake.certificate, replaces)
 
     def _open(self, remote):
@@ -333,8 +367,7 @@ class Client:
         self._set_session(welcome)
 
     def _attach(self, sock, index, worker, welcome, secrets, head, certificate, replaces):
-        connection = _Connection(next(self._numbers), index, worker, transport.shown(sock.getpeername()), welcome,
-                                 certificate)
+        connection = _Connection(next(self._numbers), index, worker, sock.getpeername(), welcome, certificate)
         self._connections[connection.number] = connection
         message = {
             "type": "attach",
@@ -500,14 +533,16 @@ def _addresses(welcome):
 
 
 class _Connection:
-    """One connection that a worker has. welcome: what was agreed. certificate: what a revocation list calls the
-    server's. settled: set when its first authentic frame has come. ended: gets the reason when it is over."""
+    """One connection that a worker has. address: of the server's end. welcome: what was agreed. certificate: what a
+    revocation list calls the server's. settled: set when its first authentic frame has come. ended: gets the reason
+    when it is over."""
 
-    def __init__(self, number, index, worker, peer, welcome, certificate):
+    def __init__(self, number, index, worker, address, welcome, certificate):
         self.number = number
         self.index = index
         self.worker = worker
-        self.peer = peer
+        self.server = address[:2]
+        self.peer = transport.shown(address)
         self.welcome = welcome
         self.certificate = certificate
         self.since = time.monotonic()
