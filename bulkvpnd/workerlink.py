@@ -48,7 +48,10 @@ class WorkerLink:
             raise LinkClosed(str(error)) from None
 
     def receive(self):
-        """The next (message, [descriptor]); the descriptors are the caller's to close. Raises LinkClosed."""
+        """The next (message, [descriptor]); the descriptors are the caller's to close. Raises LinkClosed.
+
+        There are fewer descriptors than were sent if this process may have no more of them (recvmsg(2), MSG_CTRUNC).
+        """
         try:
             data, descriptors, flags, _ = socket.recv_fds(self._socket, MESSAGE_MAX, DESCRIPTORS_MAX)
         except OSError as error:
@@ -56,11 +59,11 @@ class WorkerLink:
         if not data:
             raise LinkClosed("end of stream")
         try:
-            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            if flags & socket.MSG_TRUNC:
                 raise LinkClosed("message cut short")
             return json.loads(data), descriptors
         except (LinkClosed, ValueError, RecursionError) as error:
-            # The other process is out of its mind, or this one out of descriptors.
+            # The other process is out of its mind.
             for descriptor in descriptors:
                 os.close(descriptor)
             raise LinkClosed(str(error)) from None

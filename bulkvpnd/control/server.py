@@ -286,7 +286,7 @@ class Server:
         session = connection.session
         reason = printable(message["reason"], REASON_MAX)
         session.counted.update(message["counters"])
-        level = logging.WARNING if message["blame"] == "peer" else logging.DEBUG if message["clean"] else logging.INFO
+        level = logging.WARNING if message["blame"] else logging.DEBUG if message["clean"] else logging.INFO
         log.log(level, "connection %d of %s from %s ended: %s", connection.index, session.identity, connection.peer,
                 reason, extra={**_fields(connection), "REASON": reason, "limited": True})
         self._announce(session)

@@ -207,6 +207,11 @@ class Worker:
             self._retry()
 
     def _on_attach(self, message, descriptors):
+        if not descriptors:
+            # That is no reason to end the others.
+            self._tell("closed", connection=message["connection"], reason="its worker may have no more descriptors, "
+                       "see LimitNOFILE of systemd.exec(5)", clean=False, blame="own", counters={})
+            return
         # Read and written without blocking, by watchers of our own: gevent's socket makes a new one for each wait.
         sock = socket.socket(fileno=descriptors[0])
         sock.setblocking(False)

@@ -1,6 +1,7 @@
 """workerlink: what passes, what does not, and that nothing of it stays open."""
 
 import os
+import resource
 import socket
 
 import gevent
@@ -55,12 +56,11 @@ def test_the_largest_message_passes_and_a_larger_one_is_our_bug(link):
     ("data", "count"),
     [
         (b"{}" + b" " * MESSAGE_MAX, 3),  # cut by its size
-        (b"{}", DESCRIPTORS_MAX + 10),  # descriptors that find no room
         (b"{garbage", 3),
         (b"\xff\xfe", 3),
         (b"[" * 100_000, 3),
     ],
-    ids=["size", "descriptors", "garbage", "encoding", "nesting"],
+    ids=["size", "garbage", "encoding", "nesting"],
 )
 def test_what_is_no_message_closes_the_link_and_leaves_no_descriptor(link, data, count):
     _, theirs, _ = link
@@ -70,6 +70,26 @@ def test_what_is_no_message_closes_the_link_and_leaves_no_descriptor(link, data,
     with pytest.raises(LinkClosed):
         theirs.receive()
     assert descriptors() <= before
+
+
+def test_descriptors_that_this_process_may_not_have_are_missing(link):
+    ours, theirs, _ = link
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = [os.dup(0) for _ in range(3)]
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(taken) + 1, limit[1]))
+        os.close(taken.pop())
+        ours.send({"type": "a"}, [0, 0])
+        message, copies = theirs.receive()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+    for descriptor in (*copies, *taken):
+        os.close(descriptor)
+    assert message == {"type": "a"} and len(copies) == 1
+    ours.send({"type": "b"}, [0])
+    message, (copy,) = theirs.receive()
+    os.close(copy)
+    assert message == {"type": "b"}
 
 
 def test_the_end(link):

@@ -4,6 +4,7 @@ import errno
 import itertools
 import os
 import pathlib
+import resource
 import signal
 import socket
 import sys
@@ -210,6 +211,22 @@ def test_a_device_that_fails_ends_it_loudly():
     finally:
         worker.close()
     assert worker.process.returncode == 1 and "IsADirectoryError" in worker.errors
+
+
+def test_a_connection_that_finds_no_descriptor_is_the_only_one_to_end(main):
+    worker = main()
+    peer = worker.establish()
+    limit = resource.prlimit(worker.process.pid, resource.RLIMIT_NOFILE)
+    taken = set(os.listdir(f"/proc/{worker.process.pid}/fd"))
+    free = next(number for number in itertools.count() if str(number) not in taken)
+    resource.prlimit(worker.process.pid, resource.RLIMIT_NOFILE, (free, limit[1]))
+    worker.attach(number=2, index=1)
+    closed = worker.message("closed", connection=2)
+    assert "LimitNOFILE" in closed["reason"] and not closed["clean"]
+    worker.tun.send(entry(1, 1))
+    assert peer.data(1) == [entry(1, 1)]
+    resource.prlimit(worker.process.pid, resource.RLIMIT_NOFILE, limit)
+    worker.establish(number=3, index=1)
 
 
 def test_it_says_that_it_lives(main):

@@ -52,6 +52,7 @@ def test_a_worker_may_die_before_the_server_starts(site, tmp_path):
         ({"clean": True}, None),
         ({"clean": False}, logging.INFO),
         ({"clean": False, "blame": "peer"}, logging.WARNING),
+        ({"clean": False, "blame": "own"}, logging.WARNING),
     ],
 )
 def test_how_a_connection_ended_decides_the_level(site, server, caplog, end, level):
