@@ -200,16 +200,17 @@ def test_hooks(network):
     hook.chmod(0o755)
     flags = [f"--on-{event}={hook}" for event in ("up", "down")]
     server = network.start_server(*flags, f"--on-client-connect={hook}", f"--on-client-disconnect={hook}").wait_ready()
-    wait_until(said.exists, 5, "the server is up")
+    # The shell makes the file before it writes.
+    wait_until(lambda: said.exists() and said.read_text(), 20, "the server is up")
     assert said.read_text() == "up server  10.86.0.1/24 fd86::1/64\n"
     client = network.start_client(*flags).wait_ready()
 
     def lines():
         return said.read_text().splitlines()[1:]
 
-    wait_until(lambda: len(lines()) == 2, 5, "both ends say so")
+    wait_until(lambda: len(lines()) == 2, 20, "both ends say so")
     assert sorted(lines()) == ["client-connect server client 10.86.0.2 fd86::2", "up client  10.86.0.2/24 fd86::2/64"]
-    assert server.lines("hook client-connect: heard client-connect")
+    wait_until(lambda: server.lines("hook client-connect: heard client-connect"), 20, "its output is in the log")
     assert client.stop() == 0
     assert lines()[2:] == ["down client  10.86.0.2/24 fd86::2/64"], "a stop waits for it"
     assert server.stop() == 0
