@@ -207,6 +207,7 @@ class Listener:
 
     def _serve(self, sock, address, came, place):
         how = reason = None
+        has_left = False
         try:
             with sock, gevent.Timeout(max(0.0, came + self._timeout - time.monotonic())):
                 if not sock.recv(1, socket.MSG_PEEK):
@@ -216,7 +217,7 @@ class Listener:
         except gevent.Timeout:
             how, reason = "timeout", self._too_late()
         except (RemoteError, Refused) as error:
-            how, reason = "failed", str(error)
+            how, reason, has_left = "failed", str(error), error.reason == "left"
         except OSError as error:
             how, reason = "left", error.strerror or "the socket failed"
         except Exception:
@@ -226,15 +227,16 @@ class Listener:
             self._speaking.pop(place, None)
             self._admission.leave(place)
         if how:
-            self._turned_away(address, place, how, reason)
+            self._turned_away(address, place, how, reason, has_left or how == "left")
 
     def _too_late(self):
         return "no complete handshake within %d s" % self._timeout
 
-    def _turned_away(self, address, place, how, reason):
+    def _turned_away(self, address, place, how, reason, has_left=False):
+        """has_left: nothing is wrong with it, as when a client is stopped while it connects."""
         peer = transport.shown(address)
-        log.warning("connection from %s turned away: %s", peer, reason,
-                    extra={"PEER": peer, "REASON": reason, "limited": True, "MESSAGE_ID": events.ID["turned-away"]})
+        log.log(logging.INFO if has_left else logging.WARNING, "connection from %s turned away: %s", peer, reason,
+                extra={"PEER": peer, "REASON": reason, "limited": True, "MESSAGE_ID": events.ID["turned-away"]})
         seconds = self._admission.failed(place, how, time.monotonic())
         if seconds:
             log.warning("nobody at the address of %s is answered for %.0f s, after repeated failures", peer, seconds,

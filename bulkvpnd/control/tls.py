@@ -144,7 +144,7 @@ class Handshake:
                 self._flush()
                 data = self._socket.recv(_READ_SIZE)
                 if not data:
-                    raise RemoteError("tls", "the peer closed the connection during the handshake") from None
+                    raise RemoteError("left", "the peer closed the connection during the handshake") from None
                 self._incoming.write(data)
                 continue
             except OSError as error:

@@ -1,6 +1,7 @@
 """control.listener over loopback: who is let in and who goes, out of descriptors, both families, and clear errors."""
 
 import gc
+import logging
 import resource
 import time
 import warnings
@@ -116,11 +117,26 @@ def test_the_first_byte_is_still_there_for_the_handler(listen):
 
 
 def test_who_leaves_without_a_word_never_reaches_the_handler(listen, caplog):
+    caplog.set_level(logging.INFO)
     port, handle = free_port(), Handle()
     listener = listen(("127.0.0.1", port), handle=handle)
     connected(port).close()
     until(lambda: listener.status()["failed"] == 1)
     assert handle.served == 0 and "the peer closed the connection during the handshake" in caplog.text
+    assert [record.levelno for record in caplog.records if "turned away" in record.getMessage()] == [logging.INFO]
+
+
+@pytest.mark.parametrize(("reason", "level"), [("left", logging.INFO), ("tls", logging.WARNING)])
+def test_who_leaves_during_the_handshake_is_no_reason_to_warn(listen, caplog, reason, level):
+    def fail(sock, address, place):
+        raise RemoteError(reason, "why")
+
+    caplog.set_level(logging.INFO)
+    port = free_port()
+    listener = listen(("127.0.0.1", port), handle=fail)
+    with connecting(port):
+        until(lambda: listener.status()["failed"] == 1)
+    assert [record.levelno for record in caplog.records if "turned away: why" in record.getMessage()] == [level]
 
 
 @pytest.mark.parametrize(("error", "reason"), [(OSError(32, "Broken pipe"), "Broken pipe"),
@@ -130,6 +146,7 @@ def test_a_socket_that_fails_is_told_of_by_its_reason(listen, caplog, error, rea
         sock.recv(1)
         raise error
 
+    caplog.set_level(logging.INFO)
     port = free_port()
     listen(("127.0.0.1", port), handle=fail)
     with connecting(port) as client:

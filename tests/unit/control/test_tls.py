@@ -262,8 +262,9 @@ def test_a_peer_that_closes_in_the_middle_of_a_message(server, client, sent):
     with ours, theirs:
         there.send(sent) if sent else None
         theirs.shutdown(socket.SHUT_WR)
-        with pytest.raises(RemoteError, match="closed the connection"):
+        with pytest.raises(RemoteError, match="closed the connection") as ended:
             here.receive_message()
+        assert ended.value.reason == "left"
 
 
 def test_a_peer_that_ends_tls_in_the_middle_of_a_message(server, client):
