@@ -169,6 +169,12 @@ class AnyOrder(RuleBasedStateMachine):
 
     # What somebody on the path does.
 
+    @rule(end=ends)
+    def repeat_a_frame_at_once(self, end):
+        self.send(end, True)
+        if end in self.up:
+            assert not self.receive(end, end.sent[-1]), "a frame was taken twice"
+
     @precondition(lambda self: self.up)
     @rule(data=st.data())
     def repeat_a_frame(self, data):
