@@ -1,5 +1,7 @@
 """A file of a configuration: every error says where, what and how to mend it, on one line, and never shows a key."""
 
+import re
+
 import pytest
 from examples import CERTIFICATE, CLIENT, KEY, SECRET, SERVER, TEXT, load, refused
 from hypothesis import HealthCheck, given, settings
@@ -96,6 +98,10 @@ def test_an_error_says_where_what_and_how_to_mend_it(file, text, expected):
     assert message.startswith(str(path)) and expected in message, message
 
 
+NARROW = KEY.replace("END", "ND").replace(SECRET, "\n".join(re.findall(".{1,20}", SECRET)))[: -len(SECRET)]
+"""A key in lines too short to be taken for one, without its end."""
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -107,6 +113,8 @@ def test_an_error_says_where_what_and_how_to_mend_it(file, text, expected):
         f"<key>\n{SECRET}\n</key>",
         f"<key>\n{KEY}",
         f"<key>\n{KEY.replace('END', 'ND')}</key>",
+        f"<key>\n{NARROW}\n</key>",
+        f"<ca>\n{NARROW}\n</ca>",
         f"<kye>\n{KEY}</kye>",
         f"<ca>\n{SECRET}\n</ca>",
         f"<ca>\n{KEY.replace('END', 'ND')}</ca>",
