@@ -1,6 +1,9 @@
 """bulkvpnd.config.files: files that may hold a key, checked on the descriptor that is read."""
 
+import collections
 import os
+import threading
+import time
 
 import pytest
 from examples import CERTIFICATE, KEY, SERVER, load, refused
@@ -50,6 +53,33 @@ def test_a_symlink(file, tmp_path):
     file(KEY, "real.key")
     (tmp_path / "own.key").symlink_to("real.key")
     assert f"{tmp_path / 'own.key'}: cannot be read: " in refused(config.pem_text, load(real), "key")
+
+
+def test_a_file_that_is_swapped_meanwhile_is_judged_by_what_is_read_of_it(file, tmp_path):
+    """By whoever may write its directory: a name may stand for another file each time that it is looked up."""
+    texts = {file(KEY, "good", 0o600): KEY, file(KEY.replace("BEGIN", "BEGIN EC"), "bad", 0o644): None}
+    path, stop = file(KEY, "own.key"), threading.Event()
+
+    def swap():
+        while not stop.is_set():
+            for number, one in enumerate(texts):
+                os.link(one, tmp_path / f"new{number}")
+                os.replace(tmp_path / f"new{number}", path)
+
+    swapping = threading.Thread(target=swap)
+    swapping.start()
+    found = collections.Counter()
+    try:
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline and not (found[KEY] > 300 and found[None] > 300):
+            try:
+                found[config.read_secret_file(path)] += 1
+            except config.ConfigurationError:
+                found[None] += 1
+    finally:
+        stop.set()
+        swapping.join()
+    assert set(found) == set(texts.values())
 
 
 def test_files_that_are_none(tmp_path):
