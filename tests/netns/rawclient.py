@@ -26,7 +26,7 @@ class RawClient:
 
     def __init__(self, network, identity, source=None):
         self.network = network
-        self.frames_sent = 0
+        self.frames_sent = self.frames_received = 0
         self._identity = identity
         with inside(network.client):
             self.socket = socket.create_connection(SERVER, TIMEOUT, source and (source, 0))
@@ -99,6 +99,7 @@ class RawClient:
     def receive_frame(self):
         """(type, payload) of the next frame; EOFError when the server ended the connection instead."""
         header = self._receive(frame.HEADER_SIZE)
+        self.frames_received += 1
         kind, size = frame.unpack_header(header, 0, self.welcome.frame_size)
         out = memoryview(bytearray(size))
         return kind, bytes(out[: self._opener.open_into(header, self._receive(size), out)])
@@ -106,6 +107,7 @@ class RawClient:
     def receive_sealed(self):
         """The next frame as it is; it counts as opened."""
         header = self._receive(frame.HEADER_SIZE)
+        self.frames_received += 1
         _, size = frame.unpack_header(header, 0, self.welcome.frame_size)
         return header + self._receive(size)
 

@@ -132,6 +132,8 @@ def swaps(raw):
 
 def reflects(raw):
     """What the server said itself, at the same place of the other direction."""
+    while raw.frames_sent < raw.frames_received:
+        raw.send(raw.seal(frame.CONTROL, b""))
     raw.send(raw.receive_sealed())
 
 
