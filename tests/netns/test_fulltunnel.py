@@ -239,6 +239,14 @@ def test_local_networks_stay_within_reach(net):
     assert client.stop() == 0
 
 
+def fail_to_start(net):
+    """For an address that is another host's, which is found out only when the switch has been closed."""
+    bad = net.start_client("--redirect-gateway=yes", "--kill-switch=yes", f"--metrics={WEB[4]}:9100")
+    wait_until(lambda: namespaces.exited(bad.process), 20, "it cannot start")
+    assert bad.stop() == 1
+    assert bad.lines("kill switch: only the tunnel") and bad.lines("metrics = "), bad.text()
+
+
 def test_a_kill_leaves_the_switch_closed_until_the_next_start(net, wire):
     before = snapshot.take(net.client)
     net.network.start_server().wait_ready()
@@ -247,12 +255,7 @@ def test_a_kill_leaves_the_switch_closed_until_the_next_start(net, wire):
     wait_until(lambda: "bulk0" not in net.client.ip("-br", "link"), 20, "its workers are gone")
     assert not leaks(net, wire)
     # A start that fails finds it closed, and leaves it so.
-    directory = net.network.directory
-    (directory / "run-bad").write_text("not a directory")
-    bad = net.network.start_client("--redirect-gateway=yes", "--kill-switch=yes",
-                                   f"--runtime-directory={directory / 'run-bad' / 'x'}", "--remote=vpn.test")
-    wait_until(lambda: namespaces.exited(bad.process), 20, "it cannot start")
-    assert bad.stop() == 1
+    fail_to_start(net)
     assert not leaks(net, wire)
     client = net.start_client("--redirect-gateway=yes", "--kill-switch=yes").wait_ready()
     assert net.get(WEB[4]) == "10.86.0.2"
@@ -276,12 +279,7 @@ def test_a_kill_without_the_switch_leaves_nothing_after_the_next_run(net):
 
 def test_a_failed_start_leaves_the_host_as_it_was(net):
     before = snapshot.take(net.client)
-    directory = net.network.directory
-    (directory / "run-bad").write_text("not a directory")
-    bad = net.network.start_client("--redirect-gateway=yes", "--kill-switch=yes", "--remote=vpn.test",
-                                   f"--runtime-directory={directory / 'run-bad' / 'x'}")
-    wait_until(lambda: namespaces.exited(bad.process), 20, "it cannot start")
-    assert bad.stop() == 1
+    fail_to_start(net)
     assert not (changed := "\n".join(snapshot.differences(before, snapshot.take(net.client)))), changed
     assert net.get(WEB[4]) == OUTSIDE[4]
 
