@@ -1,19 +1,27 @@
-"""docs/security.md names a test for every promise and every class of failure, and each of them exists; and what only
-the source can show: nothing is compressed, nothing starts a shell, tokens are compared in constant time.
+"""docs/security.md names a test for every promise and every class of failure, and each of them exists, and has a check
+in tests/mutation/removals.py without which it fails; and what only the source can show: nothing is compressed, nothing
+starts a shell, tokens are compared in constant time.
 """
 
 import ast
 import pathlib
 import re
+import sys
 
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
+sys.path.append(str(ROOT / "tests" / "mutation"))
 DOCUMENT = ROOT / "docs" / "security.md"
 PACKAGE = ROOT / "bulkvpnd"
 
 if not DOCUMENT.exists():
     pytest.skip("needs the source tree; the documents are not beside these tests", allow_module_level=True)
+
+from remove import named as removals_by_name  # noqa: E402
+from remove import without  # noqa: E402
+from removals import REMOVALS, UNREMOVED  # noqa: E402
+
 
 REASONS = ("No test: ", "Does not apply: ", "Not yet: ")
 """How a row begins that has no test."""
@@ -65,6 +73,35 @@ def test_every_class_of_failure_has_a_rule_and_a_test_or_a_reason():
     assert [cells[0] for cells in table] == [str(number) for number in range(1, 29)]
     for _, name, rule, tests in table:
         assert name and rule and (named(tests) or tests.startswith(REASONS)), name
+
+
+@pytest.mark.parametrize("name", removals_by_name())
+def test_what_a_removal_takes_out_stands_there_once_and_leaves_a_program(name):
+    texts = {}
+    for cut in removals_by_name()[name].cuts:
+        text = texts.get(cut.file) or (ROOT / cut.file).read_text()
+        texts[cut.file] = without(cut, text)
+        assert texts[cut.file] != text
+    for file, text in texts.items():
+        if file.endswith(".py"):
+            ast.parse(text, file)
+
+
+def test_every_test_of_a_removal_exists_once():
+    known = defined()
+    tests = {test.partition("[")[0] for removal in REMOVALS for test in removal.tests}
+    assert [test for test in sorted(tests) if known.count(test) != 1] == []
+
+
+def test_every_test_of_every_row_fails_without_something():
+    of_document = {f"{letter}{cells[0].partition(' ')[0]}": set(named(cells[-1])) for letter, heading in
+                   (("P", "Promises and their tests"), ("C", "Classes of failure")) for cells in rows(heading)}
+    failing = {row: set() for row in of_document}
+    for removal in REMOVALS:
+        for row in removal.rows.split():
+            failing[row] |= {test.partition("[")[0] for test in removal.tests}
+    assert {row: tests - failing[row] for row, tests in of_document.items() if tests - failing[row]} == {}
+    assert {row for row, tests in failing.items() if not tests} == set(UNREMOVED) and all(UNREMOVED.values())
 
 
 COMPRESSORS = {"bz2", "compression", "gzip", "lzma", "tarfile", "zipfile", "zlib", "zstd", "zstandard"}
