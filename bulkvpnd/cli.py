@@ -10,7 +10,8 @@ import types
 from bulkvpnd import __version__
 
 COMMANDS = {
-    # name: (module in bulkvpnd.admin, help). Each module has add_arguments(parser) and run(arguments) -> exit status.
+    # name: (module in bulkvpnd.admin, help). Each module has add_arguments(parser) and run(arguments) -> exit status,
+    # which raises CommandError or ConfigurationError for what the administrator has to mend.
     "pki": ("pki", "make the certificate authority, the server's and the clients' certificates"),
     "status": ("status", "show the sessions, connections and counters of running instances"),
     "multipath": ("multipath", "show which networks the instances here carry together"),
@@ -95,8 +96,17 @@ def bulkvpnctl(arguments=None):
         argcomplete.autocomplete(parser)
     namespace = parser.parse_args(arguments)
     module = importlib.import_module(f"bulkvpnd.admin.{COMMANDS[namespace.command][0]}")
+    from bulkvpnd.admin.errors import CommandError
+    from bulkvpnd.config import ConfigurationError
+
     try:
         return module.run(namespace)
+    except (CommandError, ConfigurationError) as error:
+        # What files and servers say is part of some.
+        line = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in str(error))
+        if line:
+            print(f"bulkvpnctl: {line}", file=sys.stderr)
+        return getattr(error, "status", 1)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

@@ -1,7 +1,6 @@
 """``bulkvpnctl disconnect``: ends the sessions of a client."""
 
 import os
-import sys
 
 from bulkvpnd.admin import status
 
@@ -17,10 +16,6 @@ def add_arguments(parser):
 
 def run(arguments):
     """Returns the exit status."""
-    try:
-        instance, answer = status.order(arguments.instance, "disconnect", identity=arguments.name)
-    except status.StatusError as error:
-        print(f"bulkvpnctl: {error}", file=sys.stderr)
-        return error.status
+    instance, answer = status.order(arguments.instance, "disconnect", identity=arguments.name)
     print(f"{instance}: {arguments.name}: {answer['ended']} sessions ended")
     return os.EX_OK

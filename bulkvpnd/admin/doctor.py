@@ -6,12 +6,12 @@ import queue
 import sys
 import threading
 
-import rich.console
 import rich.markup
 
 from bulkvpnd import config
 from bulkvpnd.admin import checks, machine, screen
 from bulkvpnd.admin.diagnosis import NOT_CHECKED, PROBLEM, Verdict
+from bulkvpnd.admin.errors import CommandError
 
 
 def add_arguments(parser):
@@ -37,15 +37,9 @@ def _configurations():
 
 def run(arguments):
     """Returns the exit status: 0 when there is no problem, 1 when there is one."""
-    try:
-        files = _files(arguments)
-    except config.ConfigurationError as error:
-        print(f"bulkvpnctl: {error}", file=sys.stderr)
-        return os.EX_USAGE
-    # Without a terminal nothing is to be wrapped or cut at 80 columns.
-    console = rich.console.Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    console = screen.console()
     rows = []
-    for file in files:
+    for file in _files(arguments):
         name = os.path.basename(file).removesuffix(".conf")
         if not arguments.json:
             console.print(f"[bold]{rich.markup.escape(name)}[/bold]")
@@ -70,13 +64,13 @@ def _files(arguments):
         return [arguments.config]
     if arguments.instance:
         if not config.NAME.fullmatch(arguments.instance):
-            raise config.ConfigurationError(f"{arguments.instance}: not the name of an instance; server is the one of "
-                                            "bulkvpnd@server")
+            raise CommandError(f"{arguments.instance}: not the name of an instance; server is the one of "
+                               "bulkvpnd@server", os.EX_USAGE)
         return [config.CONFIGURATION_DIRECTORY / f"{arguments.instance}.conf"]
     found = _configurations()
     if not found:
-        raise config.ConfigurationError(f"{config.CONFIGURATION_DIRECTORY}: no *.conf can be seen; run it as root, or "
-                                        "name the configuration with --config")
+        raise CommandError(f"{config.CONFIGURATION_DIRECTORY}: no *.conf can be seen; run it as root, or name the "
+                           "configuration with --config", os.EX_USAGE)
     return found
 
 

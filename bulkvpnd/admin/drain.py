@@ -1,7 +1,6 @@
 """``bulkvpnctl drain``: a server accepts no new sessions, so that it can be stopped when the last has gone."""
 
 import os
-import sys
 import time
 
 from bulkvpnd.admin import status
@@ -23,16 +22,12 @@ def add_arguments(parser):
 def run(arguments):
     """Returns the exit status."""
     before = None
-    try:
-        while True:
-            name, answer = status.order(arguments.instance, "drain", off=arguments.off)
-            if answer["sessions"] != before:
-                before = answer["sessions"]
-                how = "accepts no new sessions" if answer["draining"] else "accepts new sessions"
-                print(f"{name}: {how}; {before} {'is' if before == 1 else 'are'} left", flush=True)
-            if not arguments.wait or not before:
-                return os.EX_OK
-            time.sleep(PERIOD)
-    except status.StatusError as error:
-        print(f"bulkvpnctl: {error}", file=sys.stderr)
-        return error.status
+    while True:
+        name, answer = status.order(arguments.instance, "drain", off=arguments.off)
+        if answer["sessions"] != before:
+            before = answer["sessions"]
+            how = "accepts no new sessions" if answer["draining"] else "accepts new sessions"
+            print(f"{name}: {how}; {before} {'is' if before == 1 else 'are'} left", flush=True)
+        if not arguments.wait or not before:
+            return os.EX_OK
+        time.sleep(PERIOD)

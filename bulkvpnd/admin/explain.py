@@ -18,6 +18,7 @@ import textwrap
 
 from bulkvpnd import config
 from bulkvpnd.admin import files
+from bulkvpnd.admin.errors import CommandError
 
 PAGES = (
     # (name, section, macro of the items that are explained)
@@ -41,19 +42,15 @@ def add_arguments(parser):
 
 
 def run(arguments):
-    """Returns the exit status: 0, or 1 if there is nothing of that name."""
+    """Returns the exit status."""
     entries = _entries()
     key = arguments.key
-    try:
-        if key not in _known(entries):
-            raise files.CommandError(f"{config.escaped(key)}: {_nearest(key, _known(entries))}")
-        text = (key in entries and _rendered(entries[key])) or (key in config.BY_NAME and _from_table(key))
-        if not text:
-            raise files.CommandError(f"{key}: neither mandoc nor man is here to print it; run: apt install mandoc")
-        files.write_out(text)
-    except files.CommandError as error:
-        print(f"bulkvpnctl: {error}", file=sys.stderr)
-        return error.status
+    if key not in _known(entries):
+        raise CommandError(f"{config.escaped(key)}: {_nearest(key, _known(entries))}")
+    text = (key in entries and _rendered(entries[key])) or (key in config.BY_NAME and _from_table(key))
+    if not text:
+        raise CommandError(f"{key}: neither mandoc nor man is here to print it; run: apt install mandoc")
+    files.write_out(text)
     return os.EX_OK
 
 

@@ -7,14 +7,7 @@ import secrets
 import sys
 
 from bulkvpnd import config
-
-
-class CommandError(Exception):
-    """What ends a command: one line for the administrator, and the exit status."""
-
-    def __init__(self, message, status=1):
-        super().__init__(message)
-        self.status = status
+from bulkvpnd.admin.errors import CommandError
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ import sys
 
 from bulkvpnd import config, pki
 from bulkvpnd.admin import files, oneline
+from bulkvpnd.admin.errors import CommandError
 from bulkvpnd.admin.pki import DIRECTORY, argument
 
 INLINE = ("ca", "certificate", "key")
@@ -42,16 +43,7 @@ def add_arguments(parser):
 
 
 def run(arguments):
-    """Returns the exit status: 0, 1, or 77 (EX_NOPERM) where permission is missing."""
-    try:
-        _import(arguments)
-    except (files.CommandError, config.ConfigurationError) as error:
-        print(f"bulkvpnctl: {error}", file=sys.stderr)
-        return getattr(error, "status", 1)
-    return os.EX_OK
-
-
-def _import(arguments):
+    """Returns the exit status."""
     text = checked(arguments.file, files.read_any(arguments.file), arguments.allow_hooks)
     file = arguments.directory / f"{arguments.name}.conf"
     with contextlib.ExitStack() as undo:
@@ -60,7 +52,7 @@ def _import(arguments):
         if is_new:
             files.create(file, text, 0o600)
         elif not arguments.force:
-            raise files.CommandError(f"{file}: exists already; choose another --name, or replace it with --force")
+            raise CommandError(f"{file}: exists already; choose another --name, or replace it with --force")
         else:
             files.replace(file, text, 0o600)
         undo.pop_all()
@@ -71,10 +63,11 @@ def _import(arguments):
     if not arguments.start:
         print("Start it, now and at every boot, with:")
         print("".join(f"    systemctl {' '.join(command)}\n" for command in commands), end="")
-        return
+        return os.EX_OK
     sys.stdout.flush()
     for command in commands:
         _systemctl(command)
+    return os.EX_OK
 
 
 def checked(file, text, allow_hooks=False):
@@ -87,23 +80,23 @@ def checked(file, text, allow_hooks=False):
         try:
             text = oneline.decode(text)
         except ValueError as error:
-            raise files.CommandError(f"{file}: should be {error}") from None
+            raise CommandError(f"{file}: should be {error}") from None
     configuration, _ = config.load(["--config", str(file)], text)
     if configuration.mode != "client":
-        raise files.CommandError(f"{file}: mode = {configuration.mode}: is not a client's; a server's configuration is "
-                                 "made where it runs, with: bulkvpnctl pki init")
+        raise CommandError(f"{file}: mode = {configuration.mode}: is not a client's; a server's configuration is "
+                           "made where it runs, with: bulkvpnctl pki init")
     for name in INLINE:
         path, _ = getattr(configuration, name)
         if path:
-            raise files.CommandError(f"{file}: {name} = {config.escaped(str(path))}: should be the PEM text itself, "
-                                     f"between <{name}> and </{name}>")
+            raise CommandError(f"{file}: {name} = {config.escaped(str(path))}: should be the PEM text itself, "
+                               f"between <{name}> and </{name}>")
     if not allow_hooks:
         _check_hooks(file, text)
     now = datetime.datetime.now(datetime.timezone.utc)
     try:
         pki.check_own(*(config.pem_text(configuration, name) for name in INLINE), "client", now)
     except pki.PKIError as error:
-        raise files.CommandError(f"{file}: {error}") from None
+        raise CommandError(f"{file}: {error}") from None
     return text
 
 
@@ -111,8 +104,8 @@ def _check_hooks(file, text):
     items, lines = config.read_items(file, text)
     for name, value in items.items():
         if config.BY_NAME[name].group == "Hooks":
-            raise files.CommandError(f"{file}:{lines[name][0]}: {name} = {config.escaped(value)}: would start a "
-                                     "program here; take it out, or allow it with --allow-hooks")
+            raise CommandError(f"{file}:{lines[name][0]}: {name} = {config.escaped(value)}: would start a "
+                               "program here; take it out, or allow it with --allow-hooks")
 
 
 def _systemctl(command):
@@ -120,8 +113,8 @@ def _systemctl(command):
     try:
         status = subprocess.run(["systemctl", *command], stdin=subprocess.DEVNULL, check=False).returncode
     except OSError as error:
-        raise files.CommandError(f"{shown}: cannot be run: {error.strerror}; without systemd, run: bulkvpnd --config "
-                                 "FILE") from None
+        raise CommandError(f"{shown}: cannot be run: {error.strerror}; without systemd, run: bulkvpnd --config "
+                           "FILE") from None
     if status:
-        raise files.CommandError(f"{shown}: failed with status {status}; the reason is in: "
-                                 f"journalctl -u {command[-1]}")
+        raise CommandError(f"{shown}: failed with status {status}; the reason is in: "
+                           f"journalctl -u {command[-1]}")

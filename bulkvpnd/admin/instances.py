@@ -12,11 +12,10 @@ import ipaddress
 import os
 import pathlib
 import re
-import sys
 
 from bulkvpnd import config
 from bulkvpnd.admin import files, pki
-from bulkvpnd.admin.files import CommandError
+from bulkvpnd.admin.errors import CommandError
 
 INSTANCES_MAX = 64
 """More instances than this have more workers than any machine has cores (choice)."""
@@ -41,16 +40,7 @@ def add_arguments(parser):
 
 
 def run(arguments):
-    """Returns the exit status: 0, 1, or 77 (EX_NOPERM) where permission is missing."""
-    try:
-        _init(arguments)
-    except (CommandError, config.ConfigurationError) as error:
-        print(f"bulkvpnctl: {error}", file=sys.stderr)
-        return getattr(error, "status", 1)
-    return os.EX_OK
-
-
-def _init(arguments):
+    """Returns the exit status."""
     base, count = arguments.directory, arguments.count
     source = arguments.source or next(
         (file for mode in ENDPOINTS if os.path.lexists(file := base / f"{mode}.conf")), base / "server.conf"
@@ -89,6 +79,7 @@ def _init(arguments):
     print(f"Start them, in place of bulkvpnd@{source.stem}, with:\n"
           f"    systemctl disable --now bulkvpnd@{source.stem}\n"
           f"    systemctl enable --now {' '.join(f'bulkvpnd@{mode}{number}' for number in range(1, count + 1))}")
+    return os.EX_OK
 
 
 def _clients(source, names, base, made):

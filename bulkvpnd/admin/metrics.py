@@ -1,6 +1,5 @@
 """``bulkvpnctl metrics``: the metrics of running instances, as Prometheus reads them."""
 
-import os
 import sys
 
 from bulkvpnd import metrics
@@ -16,12 +15,6 @@ def add_arguments(parser):
 
 def run(arguments):
     """Returns the exit status."""
-    try:
-        reports, errors = status.ask_all(arguments.instance)
-    except status.StatusError as error:
-        print(f"bulkvpnctl: {error}", file=sys.stderr)
-        return error.status
-    for error in errors:
-        print(f"bulkvpnctl: {error}", file=sys.stderr)
+    reports, code = status.asked(arguments.instance)
     sys.stdout.write(metrics.exposition(reports).decode())
-    return errors[-1].status if errors else os.EX_OK
+    return code

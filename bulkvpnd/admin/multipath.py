@@ -1,15 +1,13 @@
 """``bulkvpnctl multipath``: which prefixes the instances of this machine carry together, and which of them are up."""
 
 import json
-import os
 import sys
 
 import rich.box
-import rich.console
 import rich.markup
 import rich.table
 
-from bulkvpnd.admin import status
+from bulkvpnd.admin import screen, status
 
 
 def add_arguments(parser):
@@ -21,21 +19,14 @@ def add_arguments(parser):
 
 def run(arguments):
     """Returns the exit status."""
-    try:
-        reports, errors = status.ask_all(None)
-    except status.StatusError as error:
-        print(f"bulkvpnctl: {error}", file=sys.stderr)
-        return error.status
-    for error in errors:
-        print(f"bulkvpnctl: {error}", file=sys.stderr)
+    reports, code = status.asked(None)
     prefixes = collect(reports)
     if arguments.json:
         json.dump(prefixes, sys.stdout, indent=2)
         print()
     else:
-        # Without a terminal nothing is to be wrapped or cut at 80 columns.
-        show(prefixes, rich.console.Console(highlight=False, width=None if sys.stdout.isatty() else 200))
-    return errors[-1].status if errors else os.EX_OK
+        show(prefixes, screen.console())
+    return code
 
 
 def collect(reports):

@@ -18,6 +18,7 @@ import sys
 
 from bulkvpnd import config, pki
 from bulkvpnd.admin import files
+from bulkvpnd.admin.errors import CommandError
 
 LINE_MAX = 256
 """Characters of a line, as OPTION_LINE_SIZE in OpenVPN's options.h."""
@@ -65,22 +66,14 @@ def add_arguments(parser):
 
 
 def run(arguments):
-    """Returns the exit status: 0, 1, or 77 (EX_NOPERM) where permission is missing."""
-    try:
-        _import(arguments.file, arguments.output)
-    except (files.CommandError, config.ConfigurationError) as error:
-        print(f"bulkvpnctl: {error}", file=sys.stderr)
-        return getattr(error, "status", 1)
-    return os.EX_OK
-
-
-def _import(file, output):
+    """Returns the exit status."""
+    file, output = arguments.file, arguments.output
     text = files.read_any(file)
     try:
         directives = parse(text)
         carried = carry(directives)
     except SyntaxProblem as error:
-        raise files.CommandError(f"{file}:{error.line}: {error}") from None
+        raise CommandError(f"{file}:{error.line}: {error}") from None
     blocks, reason = _identity(directives, file.parent, carried.mode)
     notes = carried.notes + [(one.line, one.name, reason) for one in directives if one.name in IDENTITY and reason]
     text = _text(file, carried, blocks)
@@ -90,6 +83,7 @@ def _import(file, output):
         files.write_out(text)
     for line, name, why in sorted(notes):
         print(f"{file}:{line}: {name}: {why}", file=sys.stderr)
+    return os.EX_OK
 
 
 # What OpenVPN reads
@@ -487,7 +481,7 @@ def _identity(directives, directory, mode):
                       datetime.datetime.now(datetime.timezone.utc))
         for name, text in blocks.items():
             config.BY_NAME[name].parse(text)
-    except (files.CommandError, config.ConfigurationError, pki.PKIError) as error:
+    except (CommandError, config.ConfigurationError, pki.PKIError) as error:
         return {}, f"not taken, since {error}; or take those of: bulkvpnctl pki add"
     except ValueError:
         return {}, "not taken, since there is more than PEM in it; or take those of: bulkvpnctl pki add"
@@ -499,7 +493,7 @@ def _pem(directive, directory):
     text = directive.text
     if text is None:
         if not directive.words or directive.words[0] == "[inline]":
-            raise files.CommandError(f"{directive.name} names no file")
+            raise CommandError(f"{directive.name} names no file")
         with contextlib.suppress(ValueError):
             text = config.read_secret_file(directory / directive.words[0])
     text = (text or "").replace("\r", "")

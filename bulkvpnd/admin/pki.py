@@ -20,6 +20,7 @@ import sys
 
 from bulkvpnd import config, pki
 from bulkvpnd.admin import files, oneline, register
+from bulkvpnd.admin.errors import CommandError
 
 DAYS = 3650
 """How long a certificate is valid: ten years (choice). Nothing renews one by itself, so expiry would be an outage."""
@@ -37,15 +38,11 @@ def add_arguments(parser):
 
 
 def run(arguments):
-    """Runs one subcommand: argparse namespace to exit status, 0, 1, or 77 (EX_NOPERM) where permission is missing."""
+    """Runs one subcommand. Returns the exit status."""
     try:
         COMMANDS[arguments.pki_command][0](arguments)
-    except (files.CommandError, pki.PKIError, config.ConfigurationError) as error:
-        if not str(error):
-            return error.status
-        line = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in str(error))
-        print(f"bulkvpnctl: {line}", file=sys.stderr)
-        return getattr(error, "status", 1)
+    except pki.PKIError as error:
+        raise CommandError(str(error)) from None
     return 0
 
 
@@ -84,7 +81,7 @@ def _init(arguments):
     }
     for file in made:
         if os.path.lexists(file):
-            raise files.CommandError(
+            raise CommandError(
                 f"{file}: exists already, and nothing is overwritten; move it away first, or choose another --directory"
             )
     with contextlib.ExitStack() as undo:
@@ -126,10 +123,10 @@ def _renew(arguments):
         return
     old = next((one for one in register.records(base, register.IN_USE) if one.description.name == arguments.name), None)
     if old is None:
-        raise files.CommandError(f"{arguments.name}: has no certificate in use; make one with: bulkvpnctl pki add")
+        raise CommandError(f"{arguments.name}: has no certificate in use; make one with: bulkvpnctl pki add")
     is_server = old.description.role == "server"
     if is_server and arguments.remote:
-        raise files.CommandError(f"--remote: is for clients, and {arguments.name} is a server", os.EX_USAGE)
+        raise CommandError(f"--remote: is for clients, and {arguments.name} is a server", os.EX_USAGE)
     certificate, key = _issue(base, authority, arguments.name, old.description.role, now, arguments.days)
     blocks = {"ca": authority[0], "certificate": certificate, "key": key}
     file = base / "server.conf"
@@ -156,8 +153,8 @@ def _renew_authority(arguments, authority, now):
     """Another certificate for the same key. What it has signed ends when it was going to, and is renewed by itself."""
     base = arguments.directory
     if arguments.remote or arguments.output:
-        raise files.CommandError(f"--remote, --output: are for clients and servers, and {arguments.name} is the "
-                                 "authority", os.EX_USAGE)
+        raise CommandError(f"--remote, --output: are for clients and servers, and {arguments.name} is the "
+                           "authority", os.EX_USAGE)
     file, ca_file = base / "server.conf", register.authority_path(base)
     old = authority[0]
     new = register.named(base / "pki", pki.renew_authority, *authority, now, arguments.days)
@@ -183,7 +180,7 @@ def _revoke(arguments):
     places = (register.REPLACED,) if arguments.replaced else (register.IN_USE, register.REPLACED)
     found = [one for one in register.records(base, *places) if one.description.name == arguments.name]
     if not found:
-        raise files.CommandError(f"{arguments.name}: has no such certificate; see bulkvpnctl pki list")
+        raise CommandError(f"{arguments.name}: has no such certificate; see bulkvpnctl pki list")
     serials = {one.description.serial: now for one in found} | register.revoked(base, now)
     register.write_crl(base, serials, now, arguments.days)
     for record in found:
@@ -221,7 +218,7 @@ def _list(arguments):
         verb = "expired" if row["state"] == "expired" else "expires"
         print(f"bulkvpnctl: {row['role']} {row['name']} {verb} on {row['expires'][:10]}; {mend}", file=sys.stderr)
     if due:
-        raise files.CommandError("", EXPIRING)
+        raise CommandError("", EXPIRING)
 
 
 # What the subcommands write and read.
@@ -277,7 +274,7 @@ def _server_name(base):
     servers = [one.description.name for one in register.records(base, register.IN_USE)
                if one.description.role == "server"]
     if len(servers) != 1:
-        raise files.CommandError(
+        raise CommandError(
             f"{base / 'pki' / register.IN_USE}: has {len(servers)} server certificates; keep exactly the server's own "
             "there"
         )
@@ -300,8 +297,8 @@ def _qr_code(text):
     columns, lines = code.symbol_size(border=_QUIET)[0], code.symbol_size(border=_QUIET)[1] // 2 + 2
     have = shutil.get_terminal_size()
     if sys.stdout.isatty() and (have.columns < columns or have.lines < lines):
-        raise files.CommandError(f"--qr: needs a terminal of {columns} columns and {lines} lines, and this one has "
-                                 f"{have.columns} and {have.lines}; enlarge it, or use --line")
+        raise CommandError(f"--qr: needs a terminal of {columns} columns and {lines} lines, and this one has "
+                           f"{have.columns} and {have.lines}; enlarge it, or use --line")
     out = io.StringIO()
     code.terminal(out, border=_QUIET, compact=True)
     return out.getvalue()
@@ -361,7 +358,7 @@ def _with_port(remote, base):
         try:
             port = config.load(["--config", str(file)])[0].listen[0][1]
         except config.ConfigurationError as error:
-            raise files.CommandError(f"{error}; or say the port with --remote {remote}:PORT") from None
+            raise CommandError(f"{error}; or say the port with --remote {remote}:PORT") from None
     return f"{remote}:{port}"
 
 

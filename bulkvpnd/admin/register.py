@@ -19,6 +19,7 @@ import pathlib
 
 from bulkvpnd import pki
 from bulkvpnd.admin import files
+from bulkvpnd.admin.errors import CommandError
 
 IN_USE, REPLACED, REVOKED = "issued", "replaced", "revoked"
 
@@ -55,7 +56,7 @@ def named(file, function, *arguments):
     try:
         return function(*arguments)
     except pki.PKIError as error:
-        raise files.CommandError(f"{file}: {error}") from None
+        raise CommandError(f"{file}: {error}") from None
 
 
 def records(base, *places):
@@ -93,7 +94,7 @@ def revoked(base, now):
     """{serial: since when} of all that must be on the list. now: aware datetime."""
     try:
         before = crl(base)
-    except files.CommandError:
+    except CommandError:
         # Damaged, or of another authority: the directory has what counts.
         before = None
     listed = {serial: since for (_, serial), since in before.revoked.items()} if before else {}

@@ -6,10 +6,10 @@ here, where a mistake is told to whoever made it, and again by the daemon, which
 
 import os
 import pathlib
-import sys
 
 from bulkvpnd import config
 from bulkvpnd.admin import status
+from bulkvpnd.admin.errors import CommandError
 
 
 def add_arguments(parser):
@@ -26,13 +26,9 @@ def run(arguments):
         # Not systemd's copy, which the environment of a unit's command may name.
         text = config.read_secret_file(pathlib.Path(file), original=True)
         config.load(["--config", file], text)
-        name, answer = status.order(arguments.instance, "reload", text=text)
     except config.ConfigurationError as error:
-        print(f"bulkvpnctl: {error}", file=sys.stderr)
-        return os.EX_CONFIG
-    except status.StatusError as error:
-        print(f"bulkvpnctl: {error}", file=sys.stderr)
-        return error.status
+        raise CommandError(str(error), os.EX_CONFIG) from None
+    name, answer = status.order(arguments.instance, "reload", text=text)
     for line in shown(name, answer):
         print(line)
     return os.EX_OK

@@ -1,6 +1,7 @@
 """How reports of instances look on a terminal. Nothing here asks an instance; `status` and `top` do."""
 
 import dataclasses
+import sys
 import time
 from collections.abc import Callable
 
@@ -15,6 +16,11 @@ from bulkvpnd.admin.diagnosis import FINE, NOT_CHECKED, NOTE, PROBLEM, Verdict, 
 COLOURS = {FINE: "green", NOTE: "yellow", PROBLEM: "red", NOT_CHECKED: "dim"}
 """Of what is found about an instance."""
 _SPARKS = " ▁▂▃▄▅▆▇█"
+
+
+def console():
+    """A rich Console on standard output. Without a terminal nothing is to be wrapped or cut at 80 columns."""
+    return rich.console.Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 
 
 # Values

@@ -26,6 +26,7 @@ import rich.table
 
 from bulkvpnd.admin import screen, status
 from bulkvpnd.admin.demo import cpu_seconds
+from bulkvpnd.admin.errors import CommandError
 
 PORT = 7444
 """Where iperf3 listens (choice: the one after the daemon's default)."""
@@ -42,8 +43,8 @@ LIKE_THE_PATH, BUSY, LOSSY = 0.85, 0.85, 0.02
 the limit; part of the bytes sent again from which loss is."""
 
 
-class SpeedtestError(Exception):
-    """What ends the command: one line with the mend."""
+class SpeedtestError(CommandError):
+    """Something could not be measured."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,20 +90,13 @@ def _seconds(raw):
 
 def run(arguments):
     """Returns the exit status."""
-    try:
-        reports, errors = status.ask_all(arguments.instance)
-        if errors or len(reports) != 1:
-            raise SpeedtestError(str(errors[0]) if errors else "several instances run here; name one")
-        if arguments.serve:
-            return serve(reports[0], arguments.beside)
-        console = rich.console.Console(highlight=False, stderr=arguments.json)
-        result = measure(lambda: status.ask_all(arguments.instance)[0][0], arguments.beside, arguments.seconds, console)
-    except status.StatusError as error:
-        print(f"bulkvpnctl: {error}", file=sys.stderr)
-        return error.status
-    except SpeedtestError as error:
-        print(f"bulkvpnctl: {error}", file=sys.stderr)
-        return 1
+    reports, errors = status.ask_all(arguments.instance)
+    if errors or len(reports) != 1:
+        raise CommandError(str(errors[0]) if errors else "several instances run here; name one")
+    if arguments.serve:
+        return serve(reports[0], arguments.beside)
+    console = rich.console.Console(highlight=False, stderr=arguments.json)
+    result = measure(lambda: status.ask_all(arguments.instance)[0][0], arguments.beside, arguments.seconds, console)
     if arguments.json:
         json.dump(result, sys.stdout, indent=2)
         print()

@@ -8,11 +8,11 @@ import socket
 import sys
 import time
 
-import rich.console
 import rich.live
 
 from bulkvpnd import config
 from bulkvpnd.admin import screen
+from bulkvpnd.admin.errors import CommandError
 
 RUNTIME_DIRECTORY = pathlib.Path("/run/bulkvpnd")
 SOCKET_NAME = "status.sock"
@@ -20,12 +20,8 @@ TIMEOUT = 5.0
 """Seconds that an instance may take to answer."""
 
 
-class StatusError(Exception):
-    """An instance that cannot be asked. message: one line. status: of exit."""
-
-    def __init__(self, message, status=1):
-        super().__init__(message)
-        self.status = status
+class StatusError(CommandError):
+    """An instance that cannot be asked."""
 
 
 def add_arguments(parser):
@@ -65,31 +61,33 @@ def _seconds(raw):
 
 def run(arguments):
     """Returns the exit status."""
-    # Without a terminal nothing is to be wrapped or cut at 80 columns.
-    console = rich.console.Console(highlight=False, width=None if sys.stdout.isatty() else 200)
-    try:
-        if arguments.watch:
-            return _watch(arguments, console)
-        reports, errors = ask_all(arguments.instance)
-    except StatusError as error:
-        print(f"bulkvpnctl: {error}", file=sys.stderr)
-        return error.status
-    for error in errors:
-        print(f"bulkvpnctl: {error}", file=sys.stderr)
+    console = screen.console()
+    if arguments.watch:
+        return _watch(arguments, console)
+    reports, status = asked(arguments.instance)
     if arguments.json:
         json.dump(reports, sys.stdout, indent=2)
         print()
     else:
         console.print(screen.instances(reports, console.width))
-    return errors[-1].status if errors else os.EX_OK
+    return status
 
 
 def _watch(arguments, console):
+    """Until Ctrl-C, or until there is nobody to ask, which raises StatusError."""
     with rich.live.Live(console=console, screen=console.is_terminal, auto_refresh=False) as live:
         while True:
             reports, errors = ask_all(arguments.instance)
             live.update(screen.over(errors, screen.instances(reports, console.width)), refresh=True)
             time.sleep(arguments.watch)
+
+
+def asked(instance):
+    """(reports as of ask_all, exit status); those that did not answer are said on standard error."""
+    reports, errors = ask_all(instance)
+    for error in errors:
+        print(f"bulkvpnctl: {error}", file=sys.stderr)
+    return reports, errors[-1].status if errors else os.EX_OK
 
 
 def ask_all(instance):

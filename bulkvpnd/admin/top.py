@@ -1,7 +1,6 @@
 """``bulkvpnctl top``: the sessions of running instances, live."""
 
 import collections
-import sys
 import time
 
 import rich.console
@@ -43,7 +42,7 @@ class History:
 
 def run(arguments):
     """Returns the exit status."""
-    console = rich.console.Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    console = screen.console()
     history = History()
 
     def look():
@@ -52,14 +51,10 @@ def run(arguments):
         shown = rich.console.Group(screen.summaries(reports), screen.sessions(reports, history.rates, console.width))
         return screen.over(errors, shown)
 
-    try:
-        if arguments.once:
-            console.print(look())
-            return 0
-        with rich.live.Live(console=console, screen=console.is_terminal, auto_refresh=False) as live:
-            while True:
-                live.update(look(), refresh=True)
-                time.sleep(PERIOD)
-    except status.StatusError as error:
-        print(f"bulkvpnctl: {error}", file=sys.stderr)
-        return error.status
+    if arguments.once:
+        console.print(look())
+        return 0
+    with rich.live.Live(console=console, screen=console.is_terminal, auto_refresh=False) as live:
+        while True:
+            live.update(look(), refresh=True)
+            time.sleep(PERIOD)

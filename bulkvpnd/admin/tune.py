@@ -6,12 +6,12 @@ import pathlib
 import sys
 
 import rich.box
-import rich.console
 import rich.markup
 import rich.table
 
 from bulkvpnd import config
-from bulkvpnd.admin import status
+from bulkvpnd.admin import screen, status
+from bulkvpnd.admin.errors import CommandError
 from bulkvpnd.host import conntrack, device, firewall, sysctl, tuning
 
 _COLUMNS = ("setting", "found", "wanted", "set", "option", "why not")
@@ -33,17 +33,16 @@ def run(arguments):
     try:
         options = _options(arguments.config)
     except config.ConfigurationError as error:
-        print(f"bulkvpnctl: {error}", file=sys.stderr)
-        return os.EX_CONFIG
+        raise CommandError(str(error), os.EX_CONFIG) from None
     rows, wrong = _ACTIONS[arguments.action][0](options)
     if arguments.json:
         json.dump([_described(*row) for row in rows], sys.stdout, indent=2)
         print()
     else:
-        show(rows, rich.console.Console(highlight=False, width=None if sys.stdout.isatty() else 200))
+        show(rows, screen.console())
     if wrong:
-        print(f"bulkvpnctl: {wrong}", file=sys.stderr)
-    return 1 if wrong else os.EX_OK
+        raise CommandError(wrong)
+    return os.EX_OK
 
 
 def show(rows, console):

@@ -11,6 +11,7 @@ from cryptography import x509
 
 from bulkvpnd import config, pki
 from bulkvpnd.admin import files
+from bulkvpnd.admin.errors import CommandError
 
 DAY = datetime.timedelta(days=1)
 
@@ -104,7 +105,7 @@ def test_a_revocation_that_was_cut_short_is_not_forgotten(site, pki_ctl, monkeyp
     alice = serial(site, "alice")
 
     def crash(*arguments):
-        raise files.CommandError("the machine crashed")
+        raise CommandError("the machine crashed")
 
     with monkeypatch.context() as patch:
         patch.setattr(files, "move", crash)
@@ -219,7 +220,7 @@ def test_renew_an_authority_whose_configuration_cannot_be_written_changes_nothin
 
     def full(file, *arguments):
         if file.name == "server.conf":
-            raise files.CommandError("the disk is full")
+            raise CommandError("the disk is full")
         replace(file, *arguments)
 
     monkeypatch.setattr(files, "replace", full)
