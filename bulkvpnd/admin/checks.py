@@ -397,7 +397,7 @@ def _forwarding(subject):
         Verdict(NOTE, f"table {one['family']} {one['table']}, chain {one['name']} drops what is forwarded unless a "
                       "rule lets it pass",
                 f"let it pass with a rule for iifname {subject.device} and one for oifname {subject.device}")
-        for one in ruleset.base_chains(objects, "forward") if one.get("policy") == "drop"
+        for one in firewall.base_chains(objects, "forward") if one.get("policy") == "drop"
     ]
 
 

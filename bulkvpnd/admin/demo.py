@@ -32,7 +32,7 @@ import rich.progress
 import rich.table
 
 from bulkvpnd import config
-from bulkvpnd.admin import namespaces
+from bulkvpnd.admin import namespaces, status
 
 SERVER_ADDRESS, CLIENT_ADDRESS = "192.0.2.1", "192.0.2.2"
 """TEST-NET-1 of RFC 5737."""
@@ -226,9 +226,9 @@ class Demo:
                 raise DemoError(f"the {role} was not ready within {READY_TIMEOUT} s", details=daemon.last_lines())
         # The client is ready with its first connection; the others follow at once.
         self.wait(lambda: len(_connections(self._client_status())) >= self.wanted, STEP_TIMEOUT / 10)
-        status = self._client_status()
-        connections, workers = len(_connections(status)), len(status["workers"])
-        cipher = next((session["cipher"] for session in status["sessions"]), None)
+        report = self._client_status()
+        connections, workers = len(_connections(report)), len(report["workers"])
+        cipher = next((session["cipher"] for session in report["sessions"]), None)
         self.result.update({"tunnel.connections": connections, "tunnel.workers": workers, "tunnel.cipher": cipher})
         return f"connections: {connections}, workers: {workers}, cipher: {cipher}"
 
@@ -369,7 +369,7 @@ class Daemon:
     def __init__(self, role, host, directory, command, flags):
         self.role = role
         self.log = directory / f"{role}.log"
-        self.status_path = directory / f"run-{role}" / "status.sock"
+        self.status_path = directory / f"run-{role}" / status.SOCKET_NAME
         self._is_ready = False
         notify = directory / f"{role}.notify"
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
@@ -394,16 +394,8 @@ class Daemon:
     def status(self):
         """What ``bulkvpnctl status --json`` shows of it, as a dictionary. Raises DemoError."""
         try:
-            with socket.socket(socket.AF_UNIX) as connection:
-                connection.settimeout(STEP_TIMEOUT)
-                connection.connect(str(self.status_path))
-                connection.sendall(b'{"command": "status"}\n')
-                with connection.makefile("r", encoding="utf-8") as stream:
-                    status = json.loads(stream.readline())
-            if "error" in status:
-                raise ValueError(status["error"])
-            return status
-        except (OSError, ValueError) as error:
+            return status.ask(self.status_path, STEP_TIMEOUT)
+        except status.StatusError as error:
             raise DemoError(f"the {self.role} does not give its status: {error}", details=self.last_lines()) from None
 
     def last_lines(self):
@@ -494,15 +486,15 @@ def cpu_seconds(ancestor):
     return {pid: used[pid] for pid in family if pid in used}
 
 
-def _connections(status):
-    return [connection for session in status["sessions"] for connection in session["connections"]]
+def _connections(report):
+    return [connection for session in report["sessions"] for connection in session["connections"]]
 
 
-def _sent(status):
-    """{index: (packets as large as on a wire, frames)} that each connection of a status has sent."""
+def _sent(report):
+    """{index: (packets as large as on a wire, frames)} that each connection of a report has sent."""
     # A connection whose worker did not answer in time has no counters.
     return {connection["index"]: (connection.get("segments_out", connection["packets_out"]), connection["frames_out"])
-            for connection in _connections(status) if "frames_out" in connection}
+            for connection in _connections(report) if "frames_out" in connection}
 
 
 def send_file(address, port):

@@ -120,7 +120,7 @@ def _changes(given, items, source, count):
     pools = {name: _parts(source, name, getattr(given, config.BY_NAME[name].field), count) for name in POOLS}
     return [
         {
-            option: [_endpoint(host, port) for (host, _), port in zip(endpoints, row)],
+            option: [config.endpoint_text(host, port) for (host, _), port in zip(endpoints, row)],
             "device": f"{stem[:13]}{number}",
             **{name: str(parts[number - 1]) for name, parts in pools.items() if parts},
         }
@@ -155,10 +155,6 @@ def _moved(items, there, here):
 
 def _multipath(items, wishes):
     return {"multipath": [*items.get("multipath", ()), *wishes]} if wishes else {}
-
-
-def _endpoint(host, port):
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _text(comment, items):

@@ -223,7 +223,7 @@ def _remote(directive, given, mode):
     host = _argument(directive)
     port = directive.words[1] if len(directive.words) > 1 else _word(given, "rport", _word(given, "port", DEFAULT_PORT))
     protocol = directive.words[2] if len(directive.words) > 2 else _word(given, "proto", "udp")
-    shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    shown = config.endpoint_text(host, port)
     if not protocol.startswith("tcp"):
         raise _NoPlace(f"goes over UDP, and this over TCP only; once the server listens there, remote = "
                        f"{config.escaped(shown)}")
@@ -248,8 +248,7 @@ def _connection(directive, given, mode):
 def _port(directive, given, mode):
     if mode == "client":
         return _nothing(directive, given, mode)
-    host = _word(given, "local", "::")
-    return [("listen", f"[{host}]:{_argument(directive)}" if ":" in host else f"{host}:{_argument(directive)}")]
+    return [("listen", config.endpoint_text(_word(given, "local", "::"), _argument(directive)))]
 
 
 def _proto(directive, given, mode):

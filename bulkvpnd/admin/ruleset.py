@@ -42,19 +42,12 @@ class Fate:
     rule: str | None = None
 
 
-def base_chains(objects, hook):
-    """The base chains of others at a hook, in IPv4 and IPv6, as libnftables-json(5) has them."""
-    chains = [one["chain"] for one in objects if "chain" in one]
-    return [one for one in chains if one.get("hook") == hook and one["family"] in ("ip", "ip6", "inet")
-            and not one["table"].startswith(firewall.PREFIX)]
-
-
 def fates(objects, port):
     """A Fate for each base chain of others on the way in. objects: of libnftables-json(5)."""
     rules = {}
     for rule in (one["rule"] for one in objects if "rule" in one):
         rules.setdefault((rule["family"], rule["table"], rule["chain"]), []).append(rule)
-    return [_fate(rules, chain, port) for hook in HOOKS for chain in base_chains(objects, hook)]
+    return [_fate(rules, chain, port) for hook in HOOKS for chain in firewall.base_chains(objects, hook)]
 
 
 @dataclasses.dataclass(frozen=True)

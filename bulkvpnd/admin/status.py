@@ -122,9 +122,9 @@ def _sockets(instance):
     return [RUNTIME_DIRECTORY / instance / SOCKET_NAME]
 
 
-def ask(path):
-    """The report of the instance whose status socket is `path`, an object. Raises StatusError."""
-    report = exchange(path, {"command": "status"})
+def ask(path, seconds=TIMEOUT):
+    """The report of the instance whose status socket is `path`, an object. seconds: it may take. Raises StatusError."""
+    report = exchange(path, {"command": "status"}, seconds)
     if "instance" not in report:
         raise StatusError(f"instance {path.parent.name} does not know the command; restart it after an upgrade")
     return report
@@ -150,12 +150,12 @@ def _only_socket(instance):
     return found[0]
 
 
-def exchange(path, request):
+def exchange(path, request, seconds=TIMEOUT):
     """One request to a status socket, and the object that answers it. Raises StatusError."""
     name = path.parent.name
     try:
         with socket.socket(socket.AF_UNIX) as sock, sock.makefile("rb") as stream:
-            sock.settimeout(TIMEOUT)
+            sock.settimeout(seconds)
             sock.connect(str(path))
             sock.sendall(json.dumps(request, ensure_ascii=False).encode() + b"\n")
             report = json.loads(stream.readline())

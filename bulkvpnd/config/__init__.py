@@ -24,4 +24,6 @@ from bulkvpnd.config.options import (
     BY_NAME, CONNECTIONS, GROUPS, NOW, OPTIONS, RELOADS, RESTART, SESSIONS, help_text,
 )  # fmt: skip
 from bulkvpnd.config.syntax import FileParser, read_items
-from bulkvpnd.config.values import DEFAULT_PORT, NAME, PRIVATE, Multipath, certificate_name, integer, pushed_network
+from bulkvpnd.config.values import (
+    DEFAULT_PORT, NAME, PRIVATE, Multipath, certificate_name, endpoint_text, integer, pushed_network,
+)  # fmt: skip

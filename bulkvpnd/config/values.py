@@ -113,6 +113,11 @@ def endpoint(raw):
     return (match[1] or match[2], port)
 
 
+def endpoint_text(host, port):
+    """What endpoint() reads as (host, port)."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def socket_address(raw):
     """ADDRESS:PORT or [IPV6]:PORT, numbers only, as (address, port)."""
     match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+)):([0-9]{1,5})", raw)

@@ -32,6 +32,12 @@ REPORT_PERIOD = 5.0
 """Seconds between two lines of the log that tell what was dropped (choice)."""
 SWEEP_PERIOD = 0.25
 """Seconds between two looks for silent connections whose time is up (choice)."""
+_DROPPED = {
+    # counter of admission: line of the log
+    "crowded": "too many connections that are not authenticated: dropped %d, the last as %s came",
+    "source_full": "too many connections of one address that are not authenticated: dropped %d, the last as %s came",
+    "penalised": "connections after repeated failures from their address: dropped %d, the last of %s",
+}
 _READABLE = 1
 """EV_READ of libev(3)."""
 _RESET = struct.pack("ii", 1, 0)
@@ -256,13 +262,6 @@ class Listener:
             self._drop(place)
         for sock in self._sockets:
             sock.close()
-
-
-_DROPPED = {
-    "crowded": "too many connections that are not authenticated: dropped %d, the last as %s came",
-    "source_full": "too many connections of one address that are not authenticated: dropped %d, the last as %s came",
-    "penalised": "connections after repeated failures from their address: dropped %d, the last of %s",
-}
 
 
 def _reset(sock):

@@ -34,6 +34,10 @@ class FirewallError(Exception):
         self.exit_status = exit_status
 
 
+class Unavailable(FirewallError):
+    """libnftables, or its Python binding, is not installed."""
+
+
 # What parts are made of
 
 
@@ -195,20 +199,18 @@ def forward_drops(nft=None):
         found = (nft or run)([{"list": {"chains": None}}])
     except OSError as error:
         raise FirewallError(f"nftables: chains cannot be listed: {error.strerror}") from None
-    chains = [one["chain"] for one in found if "chain" in one]
-    return [
-        f"{one['family']} {one['table']}, chain {one['name']}"
-        for one in chains
-        if one.get("hook") == "forward" and one.get("policy") == "drop" and one["family"] in ("ip", "ip6", "inet")
-        and not one["table"].startswith(PREFIX)
-    ]
+    return [f"{one['family']} {one['table']}, chain {one['name']}"
+            for one in base_chains(found, "forward") if one.get("policy") == "drop"]
+
+
+def base_chains(objects, hook):
+    """The base chains of others at a hook, in IPv4 and IPv6. objects, and these: of libnftables-json(5)."""
+    chains = [one["chain"] for one in objects if "chain" in one]
+    return [one for one in chains if one.get("hook") == hook and one["family"] in ("ip", "ip6", "inet")
+            and not one["table"].startswith(PREFIX)]
 
 
 # libnftables
-
-
-class Unavailable(FirewallError):
-    """libnftables, or its Python binding, is not installed."""
 
 
 def check():

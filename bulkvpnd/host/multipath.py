@@ -27,13 +27,9 @@ PROTOCOL = 87
 list has (choice). Not the number of routes that belong to one instance, because these belong to several."""
 FIRST_ID = 0x62760000
 """Ids of next-hop objects are taken from here on: administrators and routing daemons begin with small ones (choice)."""
-WEIGHT_MAX = 256
-"""The weights that every kernel with next hops can have (struct nexthop_grp, struct rtnexthop)."""
 LOCK_NAME = "multipath.lock"
 LOCK_TIME = 2.0
 """Seconds to wait for another instance that is just joining, which takes milliseconds (choice)."""
-
-
 JOIN_TRIES = 4
 """A member may leave, or die, between a look at the group and the change; it asks nobody (choice)."""
 

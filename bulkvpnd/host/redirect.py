@@ -21,7 +21,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from bulkvpnd.host.firewall import chain, meta
 from bulkvpnd.host.link import LinkError
-from bulkvpnd.host.routes import FAMILIES, PROTOCOL, RT_TABLE_MAIN, reason
+from bulkvpnd.host.routes import FAMILIES, PROTOCOL, RT_TABLE_MAIN, RTN_UNICAST, reason
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,6 @@ MANGLE = -150
 """Priority of chains that set marks (nft(8))."""
 FIB_RULE_INVERT = 2
 """linux/fib_rules.h"""
-RTN_UNICAST = 1
 LAST = 65535
 """Metric of the unreachable route, so that both can be there while one takes the other's place (choice)."""
 _DEFAULT = {4: "0.0.0.0/0", 6: "::/0"}

@@ -12,13 +12,13 @@ import socket
 from collections.abc import Callable
 
 from bulkvpnd.host import device
+from bulkvpnd.host.gateway import FORWARDING
 from bulkvpnd.host.sysctl import AGREEMENTS, LedgerError, Outcome
 
 log = logging.getLogger(__name__)
 
 USUAL_MTU = 1500
 """Bytes: what a path through the Internet carries (Ethernet's, RFC 894)."""
-FORWARDING = ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding")
 STRICT, LOOSE = "1", "2"
 """Values of rp_filter, after RFC 3704 (ip-sysctl.rst)."""
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
@@ -58,7 +58,7 @@ def situation(options, name, addresses, ledger):
 
 
 def _is_forwarding(ledger):
-    for key in FORWARDING:
+    for key in FORWARDING.values():
         try:
             if ledger.read(key) != "0":
                 return True

@@ -4,7 +4,7 @@
 class RemoteError(Exception):
     """The other end sent what it must not; its connection ends, nothing else does.
 
-    reason: a word from a fixed list, for counters and the CLOSE frame. The message is ours and holds no peer's bytes.
+    reason: one word, for what kind of thing that was. The message is ours and holds no peer's bytes.
     """
 
     def __init__(self, reason, message):
@@ -13,7 +13,10 @@ class RemoteError(Exception):
 
 
 class Refused(Exception):
-    """The server answered HELLO with REFUSE. reason: one of handshake.REFUSALS."""
+    """The server does not take a client, and its answer to HELLO is REFUSE. reason: one of handshake.REFUSALS.
+
+    Raised at both ends: where it is decided, and where it is read.
+    """
 
     def __init__(self, reason, message):
         super().__init__(message)

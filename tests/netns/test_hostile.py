@@ -22,7 +22,6 @@ from bulkvpnd.protocol.errors import Refused, RemoteError
 from bulkvpnd.service import RATE_BURST, RATE_PERIOD
 
 FRAME_SIZE = 256 << 10
-FULL_HEADER = frame.pack_header(frame.DATA, FRAME_SIZE)
 
 
 # What a stranger does, from the first byte on
