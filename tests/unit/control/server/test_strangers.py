@@ -53,7 +53,10 @@ def test_no_byte_without_tls_reaches_a_parser(site, server, caplog, data, end):
                 sock.shutdown(socket.SHUT_WR)
             assert len(last_words(sock)) < 16, "more than an alert"
     (record,) = until(lambda: lines(caplog), "one line")
-    assert record.levelno == logging.WARNING and record.limited and record.REASON and record.getMessage().isprintable()
+    # Nothing is wrong with who only goes; whether a reset is faster than what was sent before it, nobody knows.
+    levels = {logging.WARNING} if data else {logging.INFO}
+    assert record.levelno in (levels | {logging.INFO} if end == "reset" else levels)
+    assert record.limited and record.REASON and record.getMessage().isprintable()
     assert state(server) == before
     until(lambda: len(descriptors()) == open_before, "its descriptor is closed")
 
