@@ -153,6 +153,22 @@ def test_nothing_starts_a_shell():
             assert not (isinstance(node, ast.keyword) and node.arg == "shell"), file
 
 
+FETCHERS = {"ftplib", "http", "httpx", "requests", "urllib", "urllib3", "xmlrpc"}
+
+
+def fetching(tree):
+    """What a module imports of those that fetch."""
+    found = [one.name for node in ast.walk(tree) if isinstance(node, ast.Import) for one in node.names]
+    found += [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    return {name for name in found if name.partition(".")[0] in FETCHERS}
+
+
+def test_nothing_fetches_an_address():
+    """Such as one that a certificate names for its revocation list."""
+    assert {file: names for file, tree in sources() if (names := fetching(tree))} == {}
+    assert fetching(ast.parse("import urllib.request")) == {"urllib.request"}
+
+
 def test_tokens_are_compared_in_constant_time():
     tree = ast.parse((PACKAGE / "control" / "session.py").read_text())
     join = next(node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "join")

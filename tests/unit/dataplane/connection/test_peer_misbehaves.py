@@ -1,15 +1,16 @@
 """dataplane.connection: what a peer must not send or do ends its connection, and no other."""
 
+import contextlib
 import os
 import time
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from inmemory import FRAME_SIZE, Worker, entry, until
+from inmemory import FRAME_SIZE, SMALLEST, Worker, entry, until
 from ends import many, payload
 
-from bulkvpnd.dataplane.connection import CONTROL_QUEUE_MAX
+from bulkvpnd.dataplane.connection import CONTROL_QUEUE_MAX, RECEIVE_EXTRA
 from bulkvpnd.protocol import frame
 
 
@@ -92,6 +93,28 @@ def test_a_flood_of_pings_by_a_peer_that_reads_nothing(facing):
     peer.send(frame.PING, bytes(8))
     reason, clean, blame = until(lambda: end.end, "the end")
     assert (clean, blame) == (False, "peer") and "faster than it reads" in reason
+
+
+def test_a_flood_of_tiny_frames_does_not_hold_up_others(facing):
+    """Each connection receives once in a turn of the loop, whatever its socket still holds."""
+    before, (flood, flooded), after = facing(), facing(), facing()
+    others = [before[0], after[0]]
+    for peer in (flood, *others):
+        peer.frame()
+    tiny = [flood.sealed(frame.DATA, payload(entry(0, number, SMALLEST))) for number in range(60000)]
+    stream, sent = b"".join(tiny), 0
+    with contextlib.suppress(BlockingIOError):
+        # Without the loop, which would let it be received meanwhile.
+        while sent < len(stream):
+            sent += os.write(flood._socket.fileno(), stream[sent : sent + 65536])
+    count = sent // len(tiny[0])
+    assert sent > 3 * (FRAME_SIZE + RECEIVE_EXTRA), "that is too little to tell"
+    for peer in others:
+        peer.send(frame.PING, bytes(8))
+    for peer in others:
+        assert peer.frame() == (frame.PONG, bytes(8))
+    assert 0 < flooded.connection.frames_in < count
+    until(lambda: flooded.connection.frames_in == count, "all of it is received in the end")
 
 
 def test_our_own_pings_are_no_flood(facing):
