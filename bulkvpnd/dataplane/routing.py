@@ -78,7 +78,7 @@ class Isolation:
     reached, the server's own, bytes of 4 or 16 each."""
 
     def __init__(self, networks, exempt):
-        self._prefixes = Prefixes((network, True) for network in networks)
+        self._prefixes = Prefixes((network, network) for network in networks)
         self._exempt = exempt
 
     def forbids(self, destination):
@@ -94,9 +94,8 @@ class Verdicts(dict):
     """
 
     def __init__(self, addresses, networks, isolation):
-        super().__init__()
         self._addresses = addresses
-        self._networks = Prefixes((network, True) for network in networks)
+        self._networks = Prefixes((network, network) for network in networks)
         self._isolation = isolation
 
     def __missing__(self, pair):
@@ -238,7 +237,8 @@ class Routes:
         from_sibling: the packets were handed over by another worker; they go to a connection or nowhere.
         """
         buffer, memo = batch.buffer, self._memo
-        sink, first, lanes = None, 0, []
+        sink = first = None
+        lanes = []
         end = batch.end
         for number, start in enumerate(batch.starts):
             ip = start + VNET_SIZE

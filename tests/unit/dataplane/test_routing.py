@@ -139,7 +139,7 @@ def test_packets_wait_for_a_limited_time_and_for_nobody_else():
     table.split(FLOWS[0])
     table.now = 1.0
     table.split(FLOWS[1])
-    table.now = routing.WAITING_TIME + 0.5
+    table.now = 1.0 + routing.WAITING_TIME
     session.connections[0] = Sink()
     table.routes.changed()
     table.retry()
@@ -503,15 +503,42 @@ def test_the_memo_is_bounded(monkeypatch):
     table = Table()
     session = table.session()
     before = [table.where(session, one) for one in FLOWS]
-    assert [table.where(session, one) for one in FLOWS] == before
-    assert len(table.routes._memo) <= 50
+    for one, then in zip(FLOWS, before):
+        assert table.where(session, one) == then
+        assert len(table.routes._memo) <= 50
 
 
-def test_a_remembered_flow_is_not_looked_up_again():
+@pytest.mark.parametrize("version, protocol_at, flow_at, elsewhere", [
+    (4, 9, range(12, 24), [1, 2, 3, 4, 5, 8, 10, 11]),  # TOS, length, identification, TTL, checksum
+    (6, 6, range(8, 44), [0, 1, 2, 3, 4, 5, 7]),  # traffic class, flow label, length, hop limit
+])  # fmt: skip
+@pytest.mark.parametrize("protocol", [6, 17])
+def test_a_flow_is_looked_up_once(version, protocol_at, flow_at, elsewhere, protocol):
+    """What makes another flow is one byte of its addresses or ports, and no other."""
+    first = bytearray(PLAIN + udp(1, 1, 100, version=version))
+    first[len(PLAIN) + protocol_at] = protocol
+
+    def changed(at):
+        other = bytearray(first)
+        other[len(PLAIN) + at] ^= 1
+        return other
+
+    table = Table()
+    session = table.session(any_address=True, connections=1)
+    sink, asked = session.connections[0], []
+    sink.lane = lambda flow: asked.append(flow) or sink.lanes[0]
+    flows = [first, *map(changed, flow_at)]
+    table.split(*flows)
+    assert len(asked) == len(flows)
+    table.split(*flows, *map(changed, elsewhere))
+    assert len(asked) == len(flows) and len(sink.entries) == 2 * len(flows) + len(elsewhere)
+
+
+def test_what_is_remembered_holds_until_something_changes():
     table = Table()
     session = table.session(connections=1)
     table.split(FLOWS[0])
-    # Behind its back, which nobody does: what is remembered holds until changed() is called.
+    # Behind its back, which nobody does.
     first, session.connections[0] = session.connections[0], Sink()
     table.split(FLOWS[0])
     assert first.entries == [FLOWS[0]] * 2
