@@ -1,6 +1,5 @@
 """bulkvpnctl pki revoke, renew, crl and list: what is on record afterwards, and what a crash in between leaves."""
 
-import contextlib
 import datetime
 import json
 import os
@@ -282,75 +281,3 @@ def test_list_warns_of_the_revocation_list(site, pki_ctl):
     pki_ctl("crl", "--days", "5")
     status, _, error = pki_ctl("list")
     assert status == 2 and "crl crl.pem expires on " in error and "bulkvpnctl pki crl" in error
-
-
-# Lists themselves
-
-
-@pytest.fixture(scope="module")
-def authority():
-    return pki.create_authority("authority", now(), 100)
-
-
-def make(authority, when, serials=(), days=10):
-    return pki.create_crl(*authority, dict.fromkeys(serials, when), 7, when, days)
-
-
-def refused(function, *arguments):
-    with pytest.raises(pki.PKIError) as caught:
-        function(*arguments)
-    message = str(caught.value)
-    assert message.isprintable() and len(message) < 300
-    return message
-
-
-def test_a_list_comes_back_as_it_was_made(authority):
-    when = now().replace(microsecond=0)
-    crl = pki.read_crl(make(authority, when, (5, 1 << 150)), authority[0])
-    assert crl.number == 7 and crl.last == when + 10 * DAY and crl.first < when
-    assert {(name.rfc4514_string(), serial): since for (name, serial), since in crl.revoked.items()} == {
-        ("CN=authority", 5): when, ("CN=authority", 1 << 150): when
-    }  # fmt: skip
-
-
-def test_a_list_does_not_outlive_its_authority(authority):
-    assert pki.read_crl(make(authority, now(), days=1000), authority[0]).last <= now() + 100 * DAY
-
-
-def test_dates_of_a_list(authority):
-    when = now()
-    crl = pki.read_crl(make(authority, when), authority[0])
-    pki.check_crl_dates(crl, when)
-    assert "crl: expired at" in refused(pki.check_crl_dates, crl, when + 11 * DAY)
-    assert "bulkvpnctl pki crl" in refused(pki.check_crl_dates, crl, when + 11 * DAY)
-    assert "not valid before" in refused(pki.check_crl_dates, crl, when - DAY)
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        (lambda text, other: "", "not a revocation list"),
-        (lambda text, other: text[:200], "not a revocation list"),
-        (lambda text, other: text.replace("A", "B"), "crl: "),
-        (lambda text, other: other, "not signed by the ca"),
-        (lambda text, other: text + other, "not signed by the ca"),
-    ],
-)
-def test_what_is_no_list_of_ours(authority, change, reason):
-    # Of the same name, so that only the signature tells the two apart.
-    other = make(pki.create_authority("authority", now(), 100), now())
-    text = make(authority, now())
-    assert pki.read_crl(text, authority[0])
-    assert reason in refused(pki.read_crl, change(text, other), authority[0])
-
-
-def test_every_changed_byte_of_a_list_is_noticed(authority):
-    """The list that came back is what was signed, or nothing comes back."""
-    text = make(authority, now(), (5,))
-    lines = text.splitlines()
-    body = "".join(lines[1:-1])
-    good = pki.read_crl(text, authority[0])
-    for at in range(0, len(body) - 2):
-        changed = body[:at] + ("A" if body[at] != "A" else "B") + body[at + 1 :]
-        with contextlib.suppress(pki.PKIError):
-            assert pki.read_crl("\n".join([lines[0], changed, lines[-1]]), authority[0]) == good

@@ -88,7 +88,7 @@ def test_it_is_read_when_it_changed_or_on_demand_and_else_never(site, clients):
 
 def test_without_the_option_nothing_is_ever_read(tmp_path, authority, clients):
     made = Revocations(configuration(tmp_path, "server", authority.issue("server", "server")), NOW)
-    assert not made.check(NOW, force=True) and made.revoked == {} and gets_in(made, clients["alice"])
+    assert made.check(NOW, force=True) is False and made.revoked == {} and gets_in(made, clients["alice"])
     assert made.expires is None
 
 
@@ -134,16 +134,3 @@ def test_a_list_that_expired_refuses_everybody(site, clients):
     assert made.expires == NOW
     site.write()
     assert made.check(LATER) and gets_in(made, clients["bob"]) and made.expires == NOW + 90 * DAY
-
-
-def test_a_list_beside_another(site, authority, clients, tmp_path):
-    """Several authorities, each with a list of its own, in one file."""
-    other = Authority("other")
-    when = NOW - datetime.timedelta(minutes=1)
-    text = pki.create_crl(other.pem, other.key, {5: when}, 1, when, 3)
-    site.write(clients["alice"][1])
-    crl = pki.read_crl(site.crl.read_text() + text, authority.pem + other.pem)
-    assert sorted(serial for _, serial in crl.revoked) == sorted([5, clients["alice"][1]])
-    assert crl.last == when + 3 * DAY
-    issuers = {name.rfc4514_string(): serial for name, serial in crl.revoked}
-    assert issuers == {"CN=other": 5, "CN=authority": clients["alice"][1]}
