@@ -75,128 +75,6 @@ def test_how_long_the_longest_waits():
     assert queue.delay(4.0) == 0
 
 
-# Whatever happens, in whatever order
-
-
-class Model(RuleBasedStateMachine):
-    """Connections of one pool against what went into them: nothing is lost unseen, made twice or overtaken."""
-
-    @initialize(frames=st.sampled_from([1, 2, 5, 12, 200]), queues=st.integers(1, 3))
-    def start(self, frames, queues):
-        self.now = 0.0
-        self.pool = FramePool(FRAME, frames)
-        self.queues = [queue_of(pool=self.pool) for _ in range(queues)]
-        self.last = collections.Counter()  # number of the last packet of each (queue, flow)
-        self.sent = collections.Counter()
-        self.given = [0] * queues
-        self.done = [0] * queues
-
-    index = st.integers(0, 2)
-
-    def pick(self, index):
-        index %= len(self.queues)
-        return index, *self.queues[index]
-
-    @rule(
-        index=index, cut=st.integers(0, 4),
-        runs=st.lists(
-            st.tuples(
-                # The last two share a lane with the first.
-                st.sampled_from([0, 1, 2, 3, LANES, 2 * LANES]),
-                st.sampled_from([1, 1, 2, 5, 12]), st.integers(SMALLEST, 1500), st.sampled_from([NOT_ECT, ECT0]),
-            ),
-            min_size=1, max_size=4,
-        ),
-    )  # fmt: skip
-    def append(self, index, cut, runs):
-        index, queue, drops = self.pick(index)
-        entries, room = [], FRAME
-        for flow, count, size, tos in runs:
-            for _ in range(min(count, room // (size + 4))):
-                room -= size + 4
-                self.last[index, flow] += 1
-                entries.append(entry(flow, self.last[index, flow], size, tos=tos))
-        first = min(cut, len(entries) - 1) if entries else 0
-        if not entries:
-            return
-        bytes_before, dropped = queue.bytes, drops.total()
-        put(queue, entries, self.now, part=(first, len(entries)))
-        self.given[index] += len(entries) - first
-        size = sum(len(one) + 4 for one in entries[first:])
-        if drops.total() == dropped:
-            assert queue.bytes == bytes_before + size
-        else:
-            assert queue.bytes < bytes_before + size
-
-    @rule(index=index, is_full=st.booleans())
-    def fill(self, index, is_full):
-        self.pick(index)[1].is_full = is_full
-
-    @rule(index=index, budget=st.sampled_from([1000, 4000, FRAME]))
-    def path_is_measured(self, index, budget):
-        self.pick(index)[1].budget = budget
-
-    @rule(milliseconds=st.sampled_from([1, 10, 150]))
-    def time_passes(self, milliseconds):
-        self.now += milliseconds / 1000
-
-    @invariant()
-    def nothing_waits_longer_than_it_can(self):
-        for queue, _ in self.queues:
-            assert 0 <= queue.delay(self.now) <= self.now
-
-    @rule(index=index, count=st.integers(1, 4))
-    def take(self, index, count):
-        for _ in range(count):
-            self.take_one(*self.pick(index))
-
-    def take_one(self, index, queue, drops):
-        bytes_before, dropped = queue.bytes, drops.total()
-        entries = get(queue, self.now)
-        if entries is None:
-            assert not queue and queue.bytes == 0 and not any(lane.bytes for lane in queue.lanes)
-            return False
-        size = sum(len(one) + 4 for one in entries)
-        assert entries and size <= FRAME
-        assert queue.bytes == bytes_before - size or drops.total() > dropped
-        for one in entries:
-            flow, number = identity(one)
-            assert number > self.sent[index, flow], "overtaken, or sent twice"
-            self.sent[index, flow] = number
-            assert ones_sum(one[10:30]) == 0xFFFF
-        self.done[index] += len(entries)
-        return True
-
-    @rule(index=index, cause=st.sampled_from(["stalled", "closing"]))
-    @precondition(lambda self: self.now > 0.1)
-    def drop_all(self, index, cause):
-        _, queue, drops = self.pick(index)
-        before = drops.copy()
-        queue.drop_all(cause)
-        assert not queue and queue.bytes == 0
-        assert set(drops - before) <= {cause}
-
-    @invariant()
-    def the_memory_is_bounded(self):
-        if hasattr(self, "pool"):
-            # One that has none may have one more than the pool has.
-            assert self.pool.in_use <= self.pool.limit + len(self.queues)
-            assert self.pool.in_use <= FRAMES_MAX * len(self.queues)
-
-    def teardown(self):
-        if not hasattr(self, "pool"):
-            return
-        for index, (queue, drops) in enumerate(self.queues):
-            while self.take_one(index, queue, drops):
-                self.now += 0.001
-            assert self.done[index] + drops.total() == self.given[index]
-        assert self.pool.in_use == 0
-
-
-Model.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
-TestModel = Model.TestCase
-
-
 # A batch that becomes a payload
 
 
@@ -675,3 +553,125 @@ def test_one_packet_is_marked_once_however_many_are_due():
     sent = path.step()
     assert [one[11] & 3 for one in sent] == [CE]
     assert path.queue.marked == marked + 1
+
+
+# Whatever happens, in whatever order
+
+
+class Model(RuleBasedStateMachine):
+    """Connections of one pool against what went into them: nothing is lost unseen, made twice or overtaken."""
+
+    @initialize(frames=st.sampled_from([1, 2, 5, 12, 200]), queues=st.integers(1, 3))
+    def start(self, frames, queues):
+        self.now = 0.0
+        self.pool = FramePool(FRAME, frames)
+        self.queues = [queue_of(pool=self.pool) for _ in range(queues)]
+        self.last = collections.Counter()  # number of the last packet of each (queue, flow)
+        self.sent = collections.Counter()
+        self.given = [0] * queues
+        self.done = [0] * queues
+
+    index = st.integers(0, 2)
+
+    def pick(self, index):
+        index %= len(self.queues)
+        return index, *self.queues[index]
+
+    @rule(
+        index=index, cut=st.integers(0, 4),
+        runs=st.lists(
+            st.tuples(
+                # The last two share a lane with the first.
+                st.sampled_from([0, 1, 2, 3, LANES, 2 * LANES]),
+                st.sampled_from([1, 1, 2, 5, 12]), st.integers(SMALLEST, 1500), st.sampled_from([NOT_ECT, ECT0]),
+            ),
+            min_size=1, max_size=4,
+        ),
+    )  # fmt: skip
+    def append(self, index, cut, runs):
+        index, queue, drops = self.pick(index)
+        entries, room = [], FRAME
+        for flow, count, size, tos in runs:
+            for _ in range(min(count, room // (size + 4))):
+                room -= size + 4
+                self.last[index, flow] += 1
+                entries.append(entry(flow, self.last[index, flow], size, tos=tos))
+        first = min(cut, len(entries) - 1) if entries else 0
+        if not entries:
+            return
+        bytes_before, dropped = queue.bytes, drops.total()
+        put(queue, entries, self.now, part=(first, len(entries)))
+        self.given[index] += len(entries) - first
+        size = sum(len(one) + 4 for one in entries[first:])
+        if drops.total() == dropped:
+            assert queue.bytes == bytes_before + size
+        else:
+            assert queue.bytes < bytes_before + size
+
+    @rule(index=index, is_full=st.booleans())
+    def fill(self, index, is_full):
+        self.pick(index)[1].is_full = is_full
+
+    @rule(index=index, budget=st.sampled_from([1000, 4000, FRAME]))
+    def path_is_measured(self, index, budget):
+        self.pick(index)[1].budget = budget
+
+    @rule(milliseconds=st.sampled_from([1, 10, 150]))
+    def time_passes(self, milliseconds):
+        self.now += milliseconds / 1000
+
+    @invariant()
+    def nothing_waits_longer_than_it_can(self):
+        for queue, _ in self.queues:
+            assert 0 <= queue.delay(self.now) <= self.now
+
+    @rule(index=index, count=st.integers(1, 4))
+    def take(self, index, count):
+        for _ in range(count):
+            self.take_one(*self.pick(index))
+
+    def take_one(self, index, queue, drops):
+        bytes_before, dropped = queue.bytes, drops.total()
+        entries = get(queue, self.now)
+        if entries is None:
+            assert not queue and queue.bytes == 0 and not any(lane.bytes for lane in queue.lanes)
+            return False
+        size = sum(len(one) + 4 for one in entries)
+        assert entries and size <= FRAME
+        assert queue.bytes == bytes_before - size or drops.total() > dropped
+        for one in entries:
+            flow, number = identity(one)
+            assert number > self.sent[index, flow], "overtaken, or sent twice"
+            self.sent[index, flow] = number
+            assert ones_sum(one[10:30]) == 0xFFFF
+        self.done[index] += len(entries)
+        return True
+
+    @rule(index=index, cause=st.sampled_from(["stalled", "closing"]))
+    @precondition(lambda self: self.now > 0.1)
+    def drop_all(self, index, cause):
+        _, queue, drops = self.pick(index)
+        before = drops.copy()
+        queue.drop_all(cause)
+        assert not queue and queue.bytes == 0
+        assert set(drops - before) <= {cause}
+
+    @invariant()
+    def the_memory_is_bounded(self):
+        if hasattr(self, "pool"):
+            # One that has none may have one more than the pool has.
+            assert self.pool.in_use <= self.pool.limit + len(self.queues)
+            assert self.pool.in_use <= FRAMES_MAX * len(self.queues)
+
+    def teardown(self):
+        if not hasattr(self, "pool"):
+            return
+        for index, (queue, drops) in enumerate(self.queues):
+            while self.take_one(index, queue, drops):
+                self.now += 0.001
+            assert self.done[index] + drops.total() == self.given[index]
+        assert self.pool.in_use == 0
+
+
+Model.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestModel = Model.TestCase
