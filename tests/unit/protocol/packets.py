@@ -49,13 +49,14 @@ def pseudo_header(version, protocol, size, addresses=None):
     return source + destination + size.to_bytes(4, "big") + bytes([0, 0, 0, protocol])
 
 
-def ip(version, protocol, inner, options=b"", identification=0x1234, fragment=0x4000, tos=0, addresses=None, ttl=64):
+def ip(version, protocol, inner, options=b"", identification=0x1234, fragment=0x4000, tos=0, addresses=None, ttl=64,
+       label=0x54321):
     """options: of IPv4, or one whole extension header of IPv6, whose own next header is the protocol."""
     source, destination = addresses or ADDRESSES[version]
     if version == V6:
         following = 60 if options else protocol  # RFC 8200 section 4.6: destination options
         return (
-            struct.pack(">IHBB", 6 << 28 | tos << 20 | 0xA1234, len(options) + len(inner), following, ttl)
+            struct.pack(">IHBB", 6 << 28 | tos << 20 | label, len(options) + len(inner), following, ttl)
             + source + destination + options + inner
         )  # fmt: skip
     size = 20 + len(options)

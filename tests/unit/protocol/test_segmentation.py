@@ -289,19 +289,21 @@ def marked(content, front=b"\xff" * 3, behind=b"\xff" * 3):
 
 
 @pytest.mark.parametrize("version", [V4, V6])
-@pytest.mark.parametrize("tos", range(0, 256, 4))
-def test_a_packet_whose_ends_do_not_know_of_congestion_is_not_marked(version, tos):
-    assert marked(ip(version, UDP, ports(1, 2), tos=tos)) is None
+@pytest.mark.parametrize("label", [0, 0xFFFFF])
+def test_a_packet_whose_ends_do_not_know_of_congestion_is_not_marked(version, label):
+    for tos in range(0, 256, 4):
+        assert marked(ip(version, UDP, ports(1, 2), tos=tos, label=label)) is None
 
 
 @pytest.mark.parametrize("version", [V4, V6])
 @pytest.mark.parametrize("options", [b"", b"\1" * 8])
-def test_only_the_two_bits_of_congestion_change(version, options):
-    """RFC 3168 section 5, RFC 2474: the upper six bits are for something else."""
+@pytest.mark.parametrize("label", [0, 0xFFFFF])
+def test_only_the_two_bits_of_congestion_change(version, options, label):
+    """RFC 3168 section 5, RFC 2474: the upper six bits are for something else, and so is the flow label beside them."""
     for tos in range(256):
         if tos & 3:
-            before = ip(version, UDP, ports(1, 2), options, tos=tos)
-            assert marked(before) == ip(version, UDP, ports(1, 2), options, tos=tos | 3)
+            before, after = (ip(version, UDP, ports(1, 2), options, tos=one, label=label) for one in (tos, tos | 3))
+            assert marked(before) == after
 
 
 def test_the_header_checksum_stays_right_whatever_it_is():
