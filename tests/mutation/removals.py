@@ -134,7 +134,6 @@ REMOVALS = [
           (ADMISSION, "if first is not None and now - first.since < PATIENCE:", "if first is not None:")),
     taken("C2", """
         test_admission.py::test_failures_add_up_until_nobody_answers
-        test_admission.py::TestDoor
         test_flood.py::test_failures_cost_their_source_the_answer_and_nobody_else
         """,
           (ADMISSION, "return is_out and now < until", "return False")),
@@ -287,7 +286,7 @@ REMOVALS = [
            "")),
     taken("C8 P4", "test_replacement.py::test_nothing_is_lost_or_overtaken[5]",
           (WORKER, "            other.move()\n", '            other.close("replaced")\n')),
-    taken("C8 P4", "test_replacement.py::test_nothing_is_lost_or_overtaken[5]",
+    taken("C8 P4", "test_worker.py::test_a_connection_takes_over_with_its_first_authentic_frame",
           (WORKER, "            connection.follow(other)\n", "")),
     taken("C8", "test_key_use.py::test_no_key_and_nonce_twice_no_packet_lost_no_stall",
           (CONNECTION, "                self._sealer.ratchet()\n", "")),
@@ -731,7 +730,7 @@ REMOVALS = [
     taken("P8", "test_secrets.py::test_a_worker_has_no_capability_and_cannot_get_one",
           (WORKERS, '["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]',
            '["setpriv", "--inh-caps=-all", "--no-new-privs"]')),
-    taken("P8", "test_secrets.py::test_a_worker_has_none_where_the_main_process_has_one_and_is_not_root",
+    taken("P8", "test_unprivileged.py::test_a_worker_has_none_where_the_main_process_has_one_and_is_not_root",
           (WORKERS, '"--ambient-caps=-all", "--no-new-privs"]', '"--no-new-privs"]')),
     taken("P8", "test_status_socket.py::test_who_is_not_root_may_only_look",
           (STATUS, "if not is_privileged:", "if False:")),

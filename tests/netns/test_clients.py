@@ -143,3 +143,4 @@ def test_full_pool(shared_network, server):
     assert late.status()["addresses"] == [str(address)]
     assert not server.lines("turned away"), "a refusal is one line, not two"
     assert late.stop() == 0
+    wait_until(lambda: not server.status()["sessions"], 10, "the session ends")

@@ -232,6 +232,7 @@ def test_routes_of_a_hostile_network_lead_nothing_around_the_switch(net, wire, s
 
 
 def test_local_networks_stay_within_reach(net):
+    assert (net.get(WEB[4]), net.get(WEB[6])) == (OUTSIDE[4], OUTSIDE[6])
     client = net.start_client("--redirect-gateway=yes", "--kill-switch=yes", f"--local-networks={WEB[4]}/32")
     wait_until(lambda: client.lines("failed: "), 20, "a try that failed")
     assert net.get(WEB[4]) == OUTSIDE[4]

@@ -6,18 +6,14 @@ Each search is held against a process or a text in which the secret has to be fo
 import base64
 import contextlib
 import os
-import pathlib
 import re
-import shutil
 import signal
 import subprocess
-import tempfile
 
 import pytest
 from cryptography.hazmat.primitives import serialization
-from harness import ROOT, two_hosts, wait_until
+from harness import wait_until
 from rawclient import RawClient
-from test_global_sysctls import USER, WITH_CAPABILITY
 
 from bulkvpnd import config
 from bulkvpnd.protocol import frame
@@ -25,8 +21,6 @@ from bulkvpnd.protocol import frame
 CHUNK = 1 << 24
 NO_PRIVILEGE = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]
 """How the main process starts its workers, when it is root's."""
-CAP_NET_ADMIN = f"{1 << 12:016x}"
-"""linux/capability.h, as /proc/PID/status has it."""
 HEX = re.compile(r"[0-9A-Fa-f]{24,}")
 BASE64 = re.compile(r"[A-Za-z0-9+/_-]{40,}")
 """What looks like a key or a token, whatever it is."""
@@ -121,24 +115,6 @@ def test_a_worker_has_no_capability_and_cannot_get_one(tunnel, role):
         status = status_of(pid)
         assert [int(status[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")] == [0] * 5
         assert status["NoNewPrivs"] == "1"
-
-
-def test_a_worker_has_none_where_the_main_process_has_one_and_is_not_root():
-    """As under the unit, where the capability is ambient: what a process starts has it too, unless it is taken away."""
-    with tempfile.TemporaryDirectory(prefix="bulkvpn-test-") as name, two_hosts(pathlib.Path(name)) as network:
-        # The user may not look into the checkout, but into this.
-        shutil.copytree(ROOT / "bulkvpnd", network.directory / "bulkvpnd")
-        for path in (network.directory, *network.directory.rglob("*")):
-            os.chown(path, int(USER), int(USER))
-        server = network.start_server(prefix=WITH_CAPABILITY, environment={"PYTHONPATH": name})
-        wait_until(lambda: server.lines("ready: device"), 30, "it is ready")
-        assert status_of(server.process.pid)["CapEff"] == status_of(server.process.pid)["CapAmb"] == CAP_NET_ADMIN
-        assert len(workers(server)) >= 1
-        for pid in workers(server):
-            status = status_of(pid)
-            assert [int(status[name], 16) for name in ("CapPrm", "CapEff", "CapAmb")] == [0] * 3
-            assert status["NoNewPrivs"] == "1"
-        assert server.stop() == 0
 
 
 def may_be_read(pid):

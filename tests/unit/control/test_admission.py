@@ -374,7 +374,7 @@ def test_an_identity_has_a_burst_and_then_a_rate_and_others_have_their_own():
     assert [pace.allows("mallory", 1000) for _ in range(4)] == [True] * 3 + [False]
 
 
-@given(st.lists(st.floats(0, 10), min_size=1, max_size=200))
+@given(st.lists(st.just(0.0) | st.floats(0, 10), min_size=1, max_size=200))
 def test_never_more_than_burst_and_rate(gaps):
     pace, now, allowed = Pace(burst=5, rate=2.0), 0.0, 0
     for gap in gaps:

@@ -16,9 +16,10 @@ EVERYTHING = (network("0.0.0.0/0"), network("::/0"))
 @st.composite
 def networks(draw):
     version = draw(st.sampled_from((4, 6)))
-    value = draw(st.integers(0, (1 << {4: 32, 6: 128}[version]) - 1))
-    # Everything, which a default route is, often enough.
-    length = draw(st.just(0) | st.integers(0, {4: 32, 6: 128}[version]))
+    bits = {4: 32, 6: 128}[version]
+    # Few beginnings, so that some overlap; and everything, which a default route is, often enough.
+    value = draw(st.integers(0, 3)) << bits - 2 | draw(st.just(0) | st.integers(0, (1 << bits - 2) - 1))
+    length = draw(st.just(0) | st.integers(0, bits))
     cls = {4: ipaddress.IPv4Network, 6: ipaddress.IPv6Network}[version]
     return cls((value, length), strict=False)
 

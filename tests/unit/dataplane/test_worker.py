@@ -153,17 +153,24 @@ def test_a_connection_takes_over_with_its_first_authentic_frame(main, replaces):
     # Until then everything goes the old way.
     worker.tun.send(entry(1, 1))
     assert old.data(1) == [entry(1, 1)]
+    back = [entry(1, number, source=THERE, destination=HERE) for number in range(2)]
     fresh.send(frame.PING, bytes(8))
+    fresh.send(frame.DATA, payload(back[1]))
     worker.message("established", connection=2)
     worker.tun.send(entry(1, 2))
     assert fresh.data(1) == [entry(1, 2)]
     if replaces:
+        # What the peer sent the old way goes before it.
+        old.send(frame.DATA, payload(back[0]))
+        assert worker.tun.recv(2000) == back[0]
         frames = [old.frame()]
         while frames[-1][0] != frame.CLOSE:
             frames.append(old.frame())
         assert frames[-1] == (frame.CLOSE, b"moved") and frame.DATA not in [kind for kind, _ in frames]
         old.send(frame.CLOSE, b"moved")
+        assert worker.tun.recv(2000) == back[1]
     else:
+        assert worker.tun.recv(2000) == back[1]
         # Whether it is to go, the main process says.
         worker.send("detach", connection=1, reason="replaced")
     assert worker.message("closed", connection=1)["clean"]
