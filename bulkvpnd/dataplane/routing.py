@@ -106,7 +106,8 @@ class Verdicts(dict):
 
     def _judge(self, source, destination):
         if source not in self._addresses and self._networks.find(source) is None:
-            return "foreign_source"
+            # A kernel reports the multicast groups of a device from :: (RFC 3590), which is nobody's fault.
+            return "foreign_source" if any(source) else "no_source"
         if self._isolation is not None and self._isolation.forbids(destination):
             return "client_to_client"
         return None

@@ -52,7 +52,7 @@ STATUS_CONNECTIONS = 100
 
 DROPS = (
     "no_session", "no_connection", "queue_delay", "queue_full", "sibling_full", "stalled", "connection_lost",
-    "closing", "foreign_source", "client_to_client", "not_ip", "ip_length", "tun_refused",
+    "closing", "foreign_source", "no_source", "client_to_client", "not_ip", "ip_length", "tun_refused",
 )  # fmt: skip
 
 _READ = 1  # of libev

@@ -389,13 +389,14 @@ def test_a_sessions_peer_may_use_its_own_addresses_only():
         assert verdicts[source, destination] is None
         assert verdicts[other, destination] == "foreign_source"
         assert verdicts[destination, source] == "foreign_source"
+        assert verdicts[bytes(len(source)), destination] == "no_source"
     # What was remembered says the same.
     assert (verdicts[HERE, ELSEWHERE], verdicts[THERE, ELSEWHERE]) == (None, "foreign_source")
 
 
 def test_verdicts_are_bounded():
     verdicts = Session(1, frozenset((HERE,)), False).verdicts
-    for number in range(3 * routing.VERDICTS_MAX):
+    for number in range(1, 3 * routing.VERDICTS_MAX):
         assert verdicts[HERE, number.to_bytes(4, "big")] is None
         assert verdicts[number.to_bytes(4, "big"), HERE] == "foreign_source"
         assert len(verdicts) <= routing.VERDICTS_MAX
