@@ -118,9 +118,11 @@ def bounded(check, subject):
 
 def _show(console, check, verdict):
     colour = screen.COLOURS[verdict.state]
-    console.print(f"  [{colour}]{verdict.state:11}[/{colour}] {check:13} {rich.markup.escape(_line(verdict.text))}")
+    console.print(screen.Row(f"  [{colour}]{verdict.state:11}[/{colour}] {check:13} ",
+                             rich.markup.escape(_line(verdict.text))))
     if verdict.mend:
-        console.print(f"  {'':25} [bold]{rich.markup.escape(_line(verdict.mend))}[/bold]")
+        # As one line, however long, so that it can be copied.
+        console.print(f"{'':14}[bold]{rich.markup.escape(_line(verdict.mend))}[/bold]", soft_wrap=True)
 
 
 def _line(text):

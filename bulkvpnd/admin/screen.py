@@ -1,6 +1,7 @@
 """How reports of instances look on a terminal. Nothing here asks an instance; `status` and `top` do."""
 
 import dataclasses
+import ipaddress
 import sys
 import time
 from collections.abc import Callable
@@ -16,11 +17,6 @@ from bulkvpnd.admin.diagnosis import FINE, NOT_CHECKED, NOTE, PROBLEM, Verdict, 
 COLOURS = {FINE: "green", NOTE: "yellow", PROBLEM: "red", NOT_CHECKED: "dim"}
 """Of what is found about an instance."""
 _SPARKS = " ▁▂▃▄▅▆▇█"
-
-
-def console():
-    """A rich Console on standard output. Without a terminal nothing is to be wrapped or cut at 80 columns."""
-    return rich.console.Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 
 
 # Values
@@ -72,6 +68,38 @@ def sparkline(values, width):
     return bars.rjust(width)
 
 
+# A terminal
+
+NO_TERMINAL = 1000
+"""Columns where there is no terminal, so that nothing is wrapped or cut in a pipe (choice)."""
+TEXT_MIN = 20
+"""Columns for a text, however narrow the terminal is (choice)."""
+
+
+def console():
+    """The rich Console of standard output."""
+    return rich.console.Console(highlight=False, width=None if sys.stdout.isatty() else NO_TERMINAL)
+
+
+def _markup(line):
+    return rich.text.Text.from_markup(line, overflow="fold")
+
+
+class Row:
+    """A label and a text, both markup, for rich to print: what is wrapped goes on below the text's beginning."""
+
+    def __init__(self, label, text):
+        self._label = rich.text.Text.from_markup(label)
+        self._text = rich.text.Text.from_markup(text)
+
+    def __rich_console__(self, console, options):
+        indent = self._label.cell_len
+        lines = self._text.wrap(console, max(options.max_width - indent, TEXT_MIN), overflow="fold")
+        for number, line in enumerate(lines):
+            line.rstrip()
+            yield rich.text.Text(" " * indent) + line if number else self._label + line
+
+
 # An instance
 
 
@@ -83,10 +111,6 @@ def instances(reports, width):
     return rich.console.Group(*(_markup(one) if isinstance(one, str) else one for one in parts))
 
 
-def _markup(line):
-    return rich.text.Text.from_markup(line, overflow="fold")
-
-
 def _instance(report, width):
     escape = rich.markup.escape
     found = verdicts(report)
@@ -96,31 +120,59 @@ def _instance(report, width):
     yield (f"[{colour}]●[/{colour}] [bold]{escape(report['instance'])}[/bold]  [{colour}]{summary}[/{colour}]  "
            f"{report['mode']}, up {span(time.time() - report['since'])}, process {report['pid']}, "
            f"version {escape(report['version'])}")
-    for one in found:
+    yield from _found(found)
+    for name, text in _facts(report):
+        yield Row(f"  {name:8} ", text)
+    for session in report["sessions"]:
+        yield ""
+        yield from _session(session, width)
+
+
+def _found(verdicts):
+    for one in verdicts:
         colour = COLOURS[one.state]
-        yield f"  [{colour}]{one.state:8}[/{colour}] {escape(one.text)}"
+        yield Row(f"  [{colour}]{one.state:8}[/{colour}] ", rich.markup.escape(one.text))
         if one.mend:
-            yield f"           {escape(one.mend)}"
-    yield f"  device   {escape(report['device'])} {' '.join(report['addresses']) or 'no address yet'}"
-    yield f"  offload  {' '.join(report['offload']) or '[yellow]none[/yellow]'}"
-    yield f"  workers  {_workers(report)}"
-    yield "  drops    " + (", ".join(f"{cause} {count}" for cause, count in report["drops"].items() if count) or "none")
+            yield Row(f"{'':11}", rich.markup.escape(one.mend))
+
+
+def _facts(report):
+    yield "device", f"{rich.markup.escape(report['device'])} {' '.join(report['addresses']) or 'no address yet'}"
+    if report["mode"] == "client" and report["addresses"]:
+        yield "server", " ".join(map(server_address, report["addresses"]))
+    yield "offload", " ".join(report["offload"]) or "[yellow]none[/yellow]"
+    yield "workers", _workers(report)
+    yield "drops", ", ".join(f"{cause} {count}" for cause, count in report["drops"].items() if count) or "none"
     if "listener" in report:
         counts = dict(report["listener"])
-        yield f"  accept   {counts.pop('handshakes')} now, " + ", ".join(
+        yield "accept", f"{counts.pop('handshakes')} now, " + ", ".join(
             f"{cause.replace('_', ' ')} {count}" for cause, count in counts.items()
         )
     if not report["sessions"]:
-        yield "  [yellow]no session[/yellow]" if report["mode"] == "client" else "  no session"
-    for session in report["sessions"]:
-        yield ""
-        yield (f"  [bold]{escape(session['identity'])}[/bold]  {' '.join(session['addresses'])}  {session['cipher']}  "
-               f"up {span(session.get('age', 0))}  out {rate(session.get('rate_out', 0))}, "
-               f"{size(session.get('bytes_out', 0))}  in {rate(session.get('rate_in', 0))}, "
-               f"{size(session.get('bytes_in', 0))}")
-        if session.get("networks"):
-            yield f"    behind it  {' '.join(session['networks'])}"
-        yield connections(session["connections"], width)
+        yield "sessions", "[yellow]none[/yellow]" if report["mode"] == "client" else "none"
+
+
+def server_address(interface):
+    """The server's address in the tunnel, a text, by one of a client's: the first of the pool, see bulkvpn.conf(5).
+
+    interface: ADDRESS/LENGTH.
+    """
+    return str(next(iter(ipaddress.ip_interface(interface).network.hosts())))
+
+
+def _session(session, width):
+    who = (f"  [bold]{rich.markup.escape(session['identity'])}[/bold]  {' '.join(session['addresses'])}  "
+           f"{session['cipher']}  up {span(session.get('age', 0))}")
+    what = (f"out {rate(session.get('rate_out', 0))}, {size(session.get('bytes_out', 0))}  "
+            f"in {rate(session.get('rate_in', 0))}, {size(session.get('bytes_in', 0))}")
+    if _markup(f"{who}  {what}").cell_len <= width:
+        yield f"{who}  {what}"
+    else:
+        yield who
+        yield f"    {what}"
+    if session.get("networks"):
+        yield f"    behind it  {' '.join(session['networks'])}"
+    yield connections(session["connections"], width) if session["connections"] else "    [red]no connection[/red]"
 
 
 def _workers(report):

@@ -150,8 +150,7 @@ def measure(ask, beside, seconds, console):
     if report["mode"] != "client" or not report["addresses"] or not peers:
         raise SpeedtestError(f"instance {report['instance']} is no client with a connection; on a server: "
                              "bulkvpnctl speedtest --serve")
-    # The server takes the first address of the pool, bulkvpn.conf(5).
-    inner = str(ipaddress.ip_interface(report["addresses"][0]).network[1])
+    inner = screen.server_address(report["addresses"][0])
     outer = beside or peers[0].rpartition(":")[0].strip("[]")
     result = {"offload": report["offload"], "tunnel": {"address": inner}, "beside": {"address": outer}}
     for way, address in (("tunnel", inner), ("beside", outer)):

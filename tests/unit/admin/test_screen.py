@@ -45,7 +45,7 @@ def test_a_client_without_a_session():
     report = changed(mode="client", sessions=[], addresses=[], offload=[], drops={})
     text = shown({name: value for name, value in report.items() if name != "listener"})
     assert "accept" not in text
-    for part in ("no session", "no address yet", "offload  none", "drops    none"):
+    for part in ("sessions none", "no address yet", "offload  none", "drops    none"):
         assert part in text
 
 
