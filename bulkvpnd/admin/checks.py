@@ -10,10 +10,11 @@ from collections.abc import Callable
 
 from bulkvpnd import config, pki
 from bulkvpnd.admin import ruleset
-from bulkvpnd.admin.diagnosis import FINE, NOT_CHECKED, NOTE, PROBLEM, Verdict, verdicts
+from bulkvpnd.admin.diagnosis import FINE, NOT_CHECKED, NOTE, PROBLEM, Verdict, answer, journal, verdicts
 from bulkvpnd.admin.status import StatusError
 from bulkvpnd.host import firewall, gateway, tuning
 
+SET_CLOCK = "apt install systemd-timesyncd; timedatectl set-ntp true"
 PING_SIZE = 128
 """Bytes of a packet that any path carries (choice)."""
 
@@ -98,6 +99,13 @@ def _files(subject):
     return [Verdict(FINE, f"{subject.configuration.path}")]
 
 
+DATES = {
+    # words of pki about dates: subject -> what mends it
+    "is not valid before": lambda subject: SET_CLOCK,
+    "expired at": lambda subject: f"date; {_another(subject)}",
+}
+
+
 def _certificate(subject):
     """Owner and mode of the key file are checked where it is read."""
     try:
@@ -106,8 +114,7 @@ def _certificate(subject):
         expiries = pki.check_own(*texts, subject.configuration.mode, now)
         name = pki.describe(texts[1]).name
     except (config.ConfigurationError, pki.PKIError) as error:
-        expired = "expired at" in str(error)
-        mend = "timedatectl shows the clock; on the authority's machine: bulkvpnctl pki renew NAME" if expired else None
+        mend = next((mend(subject) for words, mend in DATES.items() if words in str(error)), None)
         return [Verdict(PROBLEM, str(error), mend)]
     text = f"{name}, valid until {min(expiries.values()):%Y-%m-%d}"
     mends = {"ca": "bulkvpnctl pki list says how to renew the authority, and then what it signed",
@@ -125,7 +132,8 @@ def _revocations(subject):
         crl = pki.read_crl(subject.machine.pem("crl"), subject.machine.pem("ca"))
         pki.check_crl_dates(crl, subject.machine.now())
     except (config.ConfigurationError, pki.PKIError) as error:
-        return [Verdict(PROBLEM, str(error), "on the authority's machine: bulkvpnctl pki crl")]
+        early = "is not valid before" in str(error)
+        return [Verdict(PROBLEM, str(error), SET_CLOCK if early else "on the authority's machine: bulkvpnctl pki crl")]
     return [Verdict(FINE, f"{len(crl.revoked)} certificates revoked, valid until {crl.last:%Y-%m-%d}")]
 
 
@@ -133,19 +141,21 @@ def _clock(subject):
     now = f"{subject.machine.now():%Y-%m-%d %H:%M UTC}"
     if subject.machine.clock_is_kept():
         return [Verdict(FINE, f"{now}, kept right by a daemon")]
-    return [Verdict(NOTE, f"{now}, and nothing keeps it right",
-                    "apt install systemd-timesyncd; timedatectl set-ntp true")]
+    return [Verdict(NOTE, f"{now}, and nothing keeps it right", SET_CLOCK)]
 
 
 def _instance(subject):
     if subject.report is None:
-        yield Verdict(NOTE, subject.why_not, f"systemctl start {subject.unit}; journalctl -u {subject.unit} -n 20")
+        yield Verdict(NOTE, subject.why_not, f"systemctl start {subject.unit}; {journal(subject.configuration.name)}")
         return
     found = verdicts(subject.report)
-    yield from found
+    for one in found:
+        # The doctor is here already.
+        is_here = one.mend and one.mend.startswith("bulkvpnctl doctor")
+        yield dataclasses.replace(one, mend=journal(subject.configuration.name)) if is_here else one
     restarts = sum(worker["restarts"] for worker in subject.report["workers"])
     if restarts:
-        yield Verdict(NOTE, f"{restarts} restarts of workers", f"journalctl -u {subject.unit} -p warning")
+        yield Verdict(NOTE, f"{restarts} restarts of workers", journal(subject.configuration.name, " -p warning"))
     if not found and not restarts:
         yield Verdict(FINE, "it runs and is well")
 
@@ -156,7 +166,7 @@ def _offload(subject):
     offload = subject.report["offload"]
     if not offload:
         return [Verdict(NOTE, "none: packets go one by one, at a fraction of the speed",
-                        f"journalctl -u {subject.unit} -g offload")]
+                        journal(subject.configuration.name, " -g offload"))]
     return [Verdict(FINE, ", ".join(offload))]
 
 
@@ -174,24 +184,34 @@ def _names(subject):
             yield Verdict(FINE, f"{host} is {', '.join(dict.fromkeys(addresses))}")
 
 
-ANSWERS = (
-    # words of OpenSSL by which the handshake ended, what they mean, the mend
-    ("certificate revoked", "the server says that this client's certificate is revoked",
-     "on the authority's machine: bulkvpnctl pki add NAME, and take its configuration here"),
-    ("certificate expired",
-     "the server says that a certificate has expired: this client's own, or the server's clock is wrong",
-     "date, at both ends; on the authority's machine: bulkvpnctl pki renew NAME"),
-    ("unknown ca", "the server does not know the authority that signed this client's certificate",
-     "take ca, certificate and key from the server's own bulkvpnctl pki add"),
-    ("bad certificate", "the server does not take this client's certificate; its clock may be wrong",
-     "date, on the server; journalctl -u bulkvpnd@server there says more"),
-    ("has expired", "the server's certificate has expired, or this machine's clock is wrong",
-     "date; on the authority's machine: bulkvpnctl pki renew server"),
-    ("not yet valid", "the server's certificate is not valid yet: this machine's clock is behind",
-     "timedatectl set-ntp true"),
-    ("reset by peer", "the connection is ended at once, as a server does for some seconds with who has failed before",
-     "what failed before: bulkvpnctl status, and on the server: journalctl -u bulkvpnd@server -n 20"),
-)  # fmt: skip
+def _another(subject, verb="renew", name=None):
+    """What gives this end another certificate. verb: of bulkvpnctl pki, add or renew. name: in the one that it has."""
+    configuration = subject.configuration
+    if name is None:
+        try:
+            name = pki.describe(subject.machine.pem("certificate")).name
+        except (config.ConfigurationError, pki.PKIError):
+            name = "NAME"
+    if configuration.mode == "server":
+        return f"on the authority's machine: bulkvpnctl pki renew {name}; here: systemctl restart {subject.unit}"
+    remotes = " ".join(f"--remote [{host}]:{port}" if ":" in host else f"--remote {host}:{port}"
+                       for host, port in configuration.remote)
+    instance = "" if configuration.name == "client" else f" --name {configuration.name}"
+    return (f"on the authority's machine: bulkvpnctl pki {verb} {name} {remotes} --output {name}.conf; then here: "
+            f"bulkvpnctl import {name}.conf{instance} --force --start")
+
+
+MENDS = {
+    # words of diagnosis.ANSWERS: subject -> what mends it
+    "connection refused": lambda subject: "on the server: bulkvpnctl doctor",
+    "certificate revoked": lambda subject: _another(subject, "add"),
+    "certificate expired": lambda subject: f"date, at both ends; {_another(subject)}",
+    "unknown ca": lambda subject: "take ca, certificate and key from the server's own bulkvpnctl pki add",
+    "bad certificate": lambda subject: f"date, on the server; {journal('server')} there says more",
+    "has expired": lambda subject: "date; on the authority's machine: bulkvpnctl pki renew server",
+    "not yet valid": lambda subject: SET_CLOCK,
+    "reset by peer": lambda subject: f"what failed before: bulkvpnctl status, and on the server: {journal('server')}",
+}
 
 
 def _port(subject):
@@ -203,21 +223,20 @@ def _port(subject):
             continue
         if greeting is None:
             yield Verdict(NOT_CHECKED, f"{host}: no address")
-        elif greeting.stage == "connect" and "reset by peer" not in greeting.error.lower():
-            yield Verdict(PROBLEM, f"{greeting.address} cannot be reached: {greeting.error}",
-                          f"on the server: bulkvpnctl doctor; let TCP port {port} through what lies between")
-        elif greeting.stage in ("connect", "tls"):
-            yield _refused(greeting)
-        else:
+        elif greeting.error is None:
             yield Verdict(FINE, f"{greeting.address} lets this client in")
+        else:
+            yield _refused(subject, greeting, port)
 
 
-def _refused(greeting):
-    for words, meaning, mend in ANSWERS:
-        if words in greeting.error.replace("_", " ").lower():
-            return Verdict(PROBLEM, f"{greeting.address}: {meaning}", mend)
-    return Verdict(PROBLEM, f"{greeting.address}: {greeting.error}",
-                   "on the server: journalctl -u bulkvpnd@server -n 20")
+def _refused(subject, greeting, port):
+    words, meaning = answer(greeting.error)
+    if words:
+        return Verdict(PROBLEM, f"{greeting.address}: {meaning}", MENDS[words](subject))
+    if greeting.stage == "connect":
+        return Verdict(PROBLEM, f"{greeting.address} cannot be reached: {greeting.error}",
+                       f"on the server: bulkvpnctl doctor; let TCP port {port} through what lies between")
+    return Verdict(PROBLEM, f"{greeting.address}: {greeting.error}", f"on the server: {journal('server')}")
 
 
 def _path_mtu(subject):
@@ -270,7 +289,8 @@ def _tuning(subject):
             if wish.value is not None and wish.key != "TCP_CONGESTION"]
     missed = [str(one) for one in rows if one.why_not]
     if missed:
-        return [Verdict(NOTE, one, f"bulkvpnctl tune show --config {subject.configuration.path}") for one in missed]
+        mend = f"bulkvpnctl tune show --config {subject.configuration.path}"
+        return [Verdict(NOTE, one, mend if one is missed[-1] else None) for one in missed]
     return [Verdict(FINE, f"{len(rows)} settings are as wanted")]
 
 
@@ -281,7 +301,8 @@ def _congestion(subject):
                 name = "bbr" if wish.value == "auto" else wish.value
                 return [Verdict(NOTE, f"{name} cannot be had: {outcome.why_not}; {outcome.set} is used",
                                 f"modprobe tcp_{name}")]
-            return [Verdict(FINE, f"{outcome.set}")]
+            return [Verdict(FINE, "auto: cubic, or bbr where the path is long" if outcome.set == "auto" else
+                            outcome.set)]
     return [Verdict(NOT_CHECKED, "the kernel does not say")]
 
 
@@ -302,9 +323,12 @@ def _routes(subject):
         for other, name in present:
             if name != subject.device and other.version == network.version and other.overlaps(network):
                 # Of a larger one only the tunnel's part is taken away.
-                state = PROBLEM if other.subnet_of(network) else NOTE
-                found.append(Verdict(state, f"{network} of the tunnel overlaps {other}, which {name} has",
-                                     f"ip route show {other}; give the tunnel another range, or remove that route"))
+                text = f"{network} of the tunnel overlaps {other}, which {name} has"
+                found.append(
+                    Verdict(PROBLEM, f"{text}: what goes to {other} does not go through the tunnel",
+                            f"ip route delete {other} dev {name}; or give the tunnel another range")
+                    if other.subnet_of(network) else Verdict(NOTE, text, f"ip route show {other}")
+                )
     for text in subject.addresses() if configuration.mode == "client" and not configuration.redirect_gateway else ():
         address = ipaddress.ip_address(text)
         # The longest prefix decides; a route of the tunnel's own that is no longer than another's leads nowhere.
@@ -478,4 +502,4 @@ def examined(configuration, machine):
     try:
         return Subject(configuration, machine, machine.report())
     except StatusError as error:
-        return Subject(configuration, machine, None, str(error))
+        return Subject(configuration, machine, None, error.what)

@@ -22,6 +22,34 @@ class Verdict:
     mend: str | None = None
 
 
+def journal(instance, what=""):
+    """The command that shows what an instance has logged. what: more arguments, with a space in front.
+
+    A pager would cut the lines where the terminal ends.
+    """
+    return f"journalctl --no-pager -n 20 -u bulkvpnd@{instance}{what}"
+
+
+ANSWERS = (
+    # words with which a connection failed, what they mean
+    ("connection refused", "nothing listens there, or a firewall turns it away"),
+    ("certificate revoked", "the server says that this client's certificate is revoked"),
+    ("certificate expired", "the server says that a certificate has expired: this client's own, or the server's clock "
+                            "is wrong"),
+    ("unknown ca", "the server does not know the authority that signed this client's certificate"),
+    ("bad certificate", "the server does not take this client's certificate; its clock may be wrong"),
+    ("has expired", "the server's certificate has expired, or this machine's clock is wrong"),
+    ("not yet valid", "the server's certificate is not valid yet: this machine's clock is behind"),
+    ("reset by peer", "the connection is ended at once, as a server does for some seconds with who has failed before"),
+)  # fmt: skip
+
+
+def answer(error):
+    """(words of ANSWERS, what they mean) of the text with which a connection failed; (None, None) of others."""
+    said = error.replace("_", " ").lower()
+    return next((one for one in ANSWERS if one[0] in said), (None, None))
+
+
 def verdicts(report):
     """Verdicts about the report of an instance: its problems, then what is worth knowing; none if it is well."""
     found = [verdict for check in _CHECKS for verdict in check(report)]
@@ -30,9 +58,9 @@ def verdicts(report):
 
 def _session(report):
     if report["mode"] == "client" and not any(session["connections"] for session in report["sessions"]):
-        why = f": {report['failure']}" if report.get("failure") else ""
-        yield Verdict(PROBLEM, f"no connection to the server{why}",
-                      f"journalctl -u bulkvpnd@{report['instance']} -n 20")
+        failure = report.get("failure")
+        why = ": ".join(filter(None, ("no connection to the server", failure, answer(failure or "")[1])))
+        yield Verdict(PROBLEM, why, f"bulkvpnctl doctor {report['instance']}")
 
 
 def _workers(report):
@@ -46,7 +74,7 @@ def _connections(report):
         agreed, live = session.get("agreed_connections", 0), len(session["connections"])
         if 0 < live < agreed:
             yield Verdict(PROBLEM, f"{live} of {agreed} connections of {session['identity']} are up",
-                          f"journalctl -u bulkvpnd@{report['instance']} IDENTITY={session['identity']} -n 20")
+                          journal(report["instance"], f" IDENTITY={session['identity']}"))
 
 
 def _paths(report):
@@ -77,7 +105,7 @@ _DROPS = {
     # cause: (state, what it means, mend)
     "foreign_source": (PROBLEM, "came from addresses that are not the sender's",
                        "give the client its networks in NAME.clients.d, or stop what sends them"),
-    "tun_refused": (PROBLEM, "were refused by the kernel's TUN device", "bulkvpnctl status --json; report it as a bug"),
+    "tun_refused": (PROBLEM, "could not be written to the TUN device", "bulkvpnctl status --json; report it as a bug"),
     "stalled": (NOTE, "waited for a connection that took nothing for a second", None),
     "queue_full": (NOTE, "found the send queue full: more is offered than a connection carries", None),
 }  # fmt: skip
@@ -87,7 +115,7 @@ def _drops(report):
     for cause, (state, text, mend) in _DROPS.items():
         count = report["drops"].get(cause, 0)
         if count:
-            yield Verdict(state, f"{count:,} packets {text} ({cause})", mend)
+            yield Verdict(state, f"{count:,} packet{'s' if count > 1 else ''} {text} ({cause})", mend)
 
 
 def _draining(report):

@@ -12,6 +12,7 @@ import rich.live
 
 from bulkvpnd import config
 from bulkvpnd.admin import screen
+from bulkvpnd.admin.diagnosis import journal
 from bulkvpnd.admin.errors import CommandError
 
 RUNTIME_DIRECTORY = pathlib.Path("/run/bulkvpnd")
@@ -21,7 +22,11 @@ TIMEOUT = 5.0
 
 
 class StatusError(CommandError):
-    """An instance that cannot be asked."""
+    """An instance that cannot be asked. what: one line, or its beginning. mend: what follows it. status: of exit."""
+
+    def __init__(self, what, status=1, mend=None):
+        super().__init__(f"{what}; {mend}" if mend else what, status)
+        self.what = what
 
 
 def add_arguments(parser):
@@ -112,7 +117,8 @@ def _sockets(instance):
         except PermissionError:
             found = []
         if not found:
-            raise StatusError("no instance is running; start one with: systemctl start bulkvpnd@NAME")
+            raise StatusError("no instance is running; bulkvpnctl doctor says why one does not, systemctl start "
+                              "bulkvpnd@NAME starts it")
         return found
     if "/" in instance:
         return [pathlib.Path(instance) / SOCKET_NAME]
@@ -162,10 +168,11 @@ def exchange(path, request, seconds=TIMEOUT):
     except PermissionError:
         raise StatusError(f"{path}: permission denied; run it as root", os.EX_NOPERM) from None
     except (FileNotFoundError, ConnectionRefusedError):
-        raise StatusError(f"instance {name} is not running; start it with: systemctl start bulkvpnd@{name}") from None
+        raise StatusError(f"instance {name} is not running",
+                          mend=f"start it with: systemctl start bulkvpnd@{name}") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise StatusError(f"instance {name} does not answer: {error or 'no reply'}; see: "
-                          f"journalctl -u bulkvpnd@{name} -n 20") from None
+        raise StatusError(f"instance {name} does not answer: {error or 'no reply'}",
+                          mend=f"see: {journal(name)}") from None
     if not isinstance(report, dict):
         raise StatusError(f"instance {name} does not answer with an object; restart it after an upgrade")
     return report

@@ -50,7 +50,7 @@ class Double:
     }  # fmt: skip
 
     def __init__(self, texts=None, **answers):
-        self.texts = texts
+        self.texts = texts or config.ConfigurationError("certificate: missing")
         self.answers = {**self.fine, **answers}
 
     def pem(self, name):
@@ -119,8 +119,11 @@ CASES = [
     ("offload", NOT_CHECKED, "not run", {"report": STOPPED}, {}),
     ("names", PROBLEM, "getent ahosts vpn.example.org", {"resolve": OSError(1, "no such name")}, {}),
     ("server", PROBLEM, "let TCP port 7443", {"greet": Greeting("connect", "refused", "192.0.2.1:7443")}, {}),
-    ("server", PROBLEM, "certificate is revoked",
+    ("server", PROBLEM, "certificate is revoked|on the authority's machine: bulkvpnctl pki add NAME --remote "
+     "vpn.example.org:7443 --output NAME.conf; then here: bulkvpnctl import NAME.conf --name x --force --start",
      {"greet": Greeting("tls", "TLS: SSLV3_ALERT_CERTIFICATE_REVOKED", "a")}, {}),
+    ("server", PROBLEM, "nothing listens there, or a firewall turns it away|on the server: bulkvpnctl doctor",
+     {"greet": Greeting("connect", "Connection refused", "192.0.2.1:7443")}, {}),
     ("server", PROBLEM, "has expired", {"greet": Greeting("tls", "TLS: SSLV3_ALERT_CERTIFICATE_EXPIRED", "a")}, {}),
     ("server", PROBLEM, "clock is behind", {"greet": Greeting("tls", "certificate is not yet valid", "a")}, {}),
     ("server", PROBLEM, "bulkvpnctl status", {"greet": Greeting("connect", "Connection reset by peer", "a")}, {}),
@@ -152,8 +155,9 @@ CASES = [
     ("tuning", NOT_CHECKED, "not run", {"report": STOPPED}, {}),
     ("tuning", NOT_CHECKED, "tuning = no", {}, {"tuning": False}),
     ("routes", PROBLEM, "10.86.0.0/24 of the tunnel overlaps 10.86.0.128/25", {"routes": OTHER}, {}),
+    ("routes", PROBLEM, "|ip route delete 10.86.0.128/25 dev eth1", {"routes": OTHER}, {}),
     ("routes", PROBLEM, "overlaps 10.86.0.128/25", {"routes": OTHER, "report": STOPPED}, {"mode": "server"}),
-    ("routes", NOTE, "overlaps 10.0.0.0/8", {"routes": LARGER}, {}),
+    ("routes", NOTE, "overlaps 10.0.0.0/8, which eth1 has|ip route show", {"routes": LARGER}, {}),
     ("routes", PROBLEM, "leads into the tunnel",
      {"routes": [(ipaddress.ip_network("192.0.2.0/24"), "bulk0")]}, {}),
     ("routes", NOT_CHECKED, "no netlink", {"routes": OSError(1, "no netlink")}, {}),
@@ -209,7 +213,8 @@ def test_what_is_right_is_fine(check, answers, fields):
 
 @pytest.mark.parametrize(("days", "state", "words"), [
     (0, FINE, "laptop, valid until 2027-01-01"), (200, NOTE, "pki renew laptop"), (400, PROBLEM, "expired at"),
-    (-300, PROBLEM, "set the clock"),
+    (400, PROBLEM, "|date; on the authority's machine: bulkvpnctl pki renew laptop --remote vpn.example.org:7443"),
+    (-300, PROBLEM, "|apt install systemd-timesyncd; timedatectl set-ntp true"),
 ])  # fmt: skip
 def test_dates_of_the_certificate(texts, days, state, words):
     found = states("certificate", machine=Double(texts, now=NOW + datetime.timedelta(days)))
@@ -241,12 +246,23 @@ def test_a_key_that_others_can_read(texts):
     assert "chmod 600" in states("certificate", machine=Double(error))[PROBLEM]
 
 
+def test_a_server_s_certificate_is_renewed_in_its_place():
+    begin = datetime.datetime(2025, 1, 1, tzinfo=datetime.timezone.utc)
+    ca, ca_key = pki.create_authority("authority", begin, 3650)
+    certificate, key = pki.issue(ca, ca_key, "gate", "server", begin, 365)
+    machine = Double({"ca": ca, "certificate": certificate, "key": key})
+    mend = "|date; on the authority's machine: bulkvpnctl pki renew gate; here: systemctl restart bulkvpnd@x"
+    assert mend in states("certificate", "server", machine)[PROBLEM]
+
+
 def test_revocation_list(texts):
     given = {"crl": ("crl.pem", None)}
     assert "not given" in states("revocations")[NOT_CHECKED]
     assert "1 certificates revoked" in states("revocations", machine=Double(texts), **given)[FINE]
     late = Double(texts, now=NOW + datetime.timedelta(400))
     assert "bulkvpnctl pki crl" in states("revocations", machine=late, **given)[PROBLEM]
+    early = states("revocations", machine=Double(texts, now=NOW - datetime.timedelta(400)), **given)[PROBLEM]
+    assert "|apt install systemd-timesyncd" in early and "pki crl" not in early
 
 
 # The command

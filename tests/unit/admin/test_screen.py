@@ -36,7 +36,8 @@ def test_an_instance_that_is_well():
 def test_one_that_is_not_says_why_and_what_mends_it():
     text = shown(changed(mode="client", session__connections=[], offload=[]))
     assert "● server  1 problem " in text
-    assert "problem  no connection to the server\n           journalctl -u bulkvpnd@server" in text
+    assert "problem  no connection to the server\n           bulkvpnctl doctor server\n" in text
+    assert "\n    no connection\n" in text
     assert "note     no offload" in text
     assert "2 problems" in shown(changed(drops={"foreign_source": 1}, session__agreed_connections=3))
 
@@ -47,6 +48,22 @@ def test_a_client_without_a_session():
     assert "accept" not in text
     for part in ("sessions none", "no address yet", "offload  none", "drops    none"):
         assert part in text
+
+
+def test_a_client_shows_the_server_s_addresses_in_the_tunnel():
+    assert "  server " not in shown(REPORT)
+    report = changed(mode="client", addresses=["10.86.0.7/24", "fd86::7/64", "10.9.9.9/32"])
+    assert "  server   10.86.0.1 fd86::1 10.9.9.9\n" in shown(report)
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_what_is_too_wide_goes_on_below_its_beginning(width):
+    lines = shown(changed(drops={"foreign_source": 1}), width=width).splitlines()
+    assert max(map(len, lines)) <= width
+    start = next(number for number, line in enumerate(lines) if line.startswith("  problem  1 packet came"))
+    end = next(number for number, line in enumerate(lines) if line.startswith("  device "))
+    assert end > start + 2 and all(line.startswith(" " * 11) for line in lines[start + 1 : end])
+    assert "  alice  10.86.0.2  aes-256-gcm  up 1m 1s\n    out 1.5 Mbit/s, 1.0 MiB" in "\n".join(lines)
 
 
 def test_networks_behind_a_client():
