@@ -387,7 +387,7 @@ REMOVALS = [
           (PACKET, "if verdicts is not None and (cause := verdicts[pair(payload, at_pair)]) is not None:",
            "if False:")),
     taken("C13 P5", "test_routing.py::test_a_sessions_peer_may_use_its_own_addresses_only",
-          (ROUTING, 'return "foreign_source"', "pass")),
+          (ROUTING, 'return "foreign_source" if any(source) else "no_source"', "pass")),
     taken("C13", "test_packet.py::test_a_packet_whose_length_is_not_that_of_its_entry",
           (PACKET, "if whole != at - ip or (first", "if (first")),
     taken("C13", "test_packet.py::test_an_ipv4_header_longer_than_its_packet",
