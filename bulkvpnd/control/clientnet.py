@@ -161,7 +161,7 @@ class ClientNetwork:
         accepted = self._configuration.accept_dns
         servers = self._configuration.dns or (self._welcome.dns if accepted else ())
         domains = self._configuration.dns_search or (self._welcome.dns_search if accepted else ())
-        if (servers, domains) == self._named:
+        if (servers, domains) == self._named and self._dns.lasts():
             return
         self.resolver.tunnel_servers = frozenset(servers)
         reason = self._dns.apply(servers, domains, everything=bool(self.mark))

@@ -2,35 +2,35 @@
 
 systemd-resolved keeps them with the device, by resolvectl(1); with the device they are gone, after a crash too. For the
 service's user polkit decides, by the rule that the package ships. Else resolvconf(8), which keeps them under the
-instance's name and only lets root write. Both are started with an argument vector; no shell sees what a server sent.
+instance's name: by the package's helper, or directly where that is not here and this process is root.
 """
 
 import os
 import pathlib
 import shutil
-import subprocess
+
+from bulkvpnd.host import program, resolvconf
 
 RESOLVED = pathlib.Path("/run/systemd/resolve/stub-resolv.conf")
 """Written by systemd-resolved while it runs (systemd-resolved.service(8))."""
-RECORDS = pathlib.Path("/run/resolvconf")
-"""Below it both kinds of resolvconf keep a file for each interface."""
-TIMEOUT, UNDO_TIMEOUT = 10, 2
-"""Seconds that one of the programs may take to do it and to take it back (choice: less than a stop has)."""
-NO_ANSWER = "no answer"
 EVERYTHING = "~."
 """resolvectl(1): a routing domain that all names belong to."""
 
 
 class Dns:
-    """What one instance has set. device: of the tunnel. instance: its name. resolved, records: see above."""
+    """What one instance has set. device: of the tunnel. instance: its name. resolved: see above.
 
-    def __init__(self, device, instance, resolved=RESOLVED, records=RECORDS):
+    records, helper: resolvconf.RECORDS and resolvconf.SOCKET. root: whether this process is.
+    """
+
+    def __init__(self, device, instance, resolved=RESOLVED, records=resolvconf.RECORDS, helper=resolvconf.SOCKET,
+                 root=os.geteuid() == 0):
         self._device = device
-        # wg-quick(8) does the same: in resolvconf's interface-order, "tun." stands before the usual devices.
-        self._record = f"tun.bulkvpnd-{instance}"
         self._resolved = resolved
-        self._records = records
-        self._forget = ["resolvconf", "-d", self._record, "-f"]
+        self._helper = helper
+        self._root = root
+        self._direct = resolvconf.Record(instance, records)
+        self._held = resolvconf.HeldRecord(instance, records, helper)
         self._undo = None
 
     def apply(self, servers, domains, everything):
@@ -51,35 +51,48 @@ class Dns:
         # Without domains there is nothing to tell by which names belong there: all of them do, beside the others.
         alone = "yes" if everything or not domains else "no"
         names = [*domains, *([EVERYTHING] if everything else [])]
-        self._undo = ["resolvectl", "revert", self._device]
+        self._undo = self._revert
         for command, values in (("dns", servers), ("domain", names), ("default-route", [alone])):
             # Without a value it would show what is set. Nothing is, after undo().
-            error = values and _run(["resolvectl", command, self._device, *map(str, values)], TIMEOUT)
+            error = values and program.run(["resolvectl", command, self._device, *map(str, values)], program.TIMEOUT)
             if error:
                 self.undo()
                 return f"systemd-resolved: {error}{_mend(error)}"
         return None
 
+    def _revert(self):
+        # What it says is no news: with the device gone there is nothing left to take back.
+        program.run(["resolvectl", "revert", self._device], program.UNDO_TIMEOUT)
+
     def _by_resolvconf(self, servers, domains):
-        lines = [f"nameserver {server}" for server in servers]
-        if domains:
-            lines.append("search " + " ".join(domains))
-        self._undo = self._forget
-        # -m 0 -x, of openresolv: before all others, and alone. Debian's resolvconf does not look at them.
-        error = _run(["resolvconf", "-a", self._record, "-m", "0", "-x"], TIMEOUT, "\n".join(lines) + "\n")
+        record = self._record()
+        if record is None:
+            return "resolvconf needs root; run: systemctl start bulkvpnd-resolvconf.socket"
+        self._undo = record.remove
+        error = record.set(servers, domains)
         if error:
             self.undo()
-            return f"resolvconf: {error}; it needs root"
+            return f"resolvconf: {error}"
         return None
+
+    def _record(self):
+        """What has a way to resolvconf(8), None if nothing has."""
+        if self._helper.exists():
+            return self._held
+        return self._direct if self._root else None
+
+    def lasts(self):
+        """Whether what was applied is still there. With systemd-resolved that is not asked."""
+        return self._undo in (None, self._revert) or self._direct.is_there()
 
     def undo(self):
         """Takes it back, and what a crashed run left with resolvconf."""
-        command, self._undo = self._undo, None
-        if command is None and any(self._records.glob(f"interface*/{self._record}")):
-            command = self._forget
-        if command:
-            # What it says is no news: with the device gone there is nothing left to take back.
-            _run(command, UNDO_TIMEOUT)
+        undo, self._undo = self._undo, None
+        if undo is None and self._direct.is_there():
+            record = self._record()
+            undo = record and record.remove
+        if undo:
+            undo()
 
 
 def _mend(error):
@@ -87,21 +100,4 @@ def _mend(error):
     if "denied" in error or "authentication" in error:
         return "; is polkitd installed?"
     # Where it was installed after dbus-daemon had read its configuration, it has no name on the bus until then.
-    return "; run: systemctl restart systemd-resolved" if error.startswith(NO_ANSWER) else ""
-
-
-def _run(command, timeout, text=""):
-    """Returns None, or the first line of what it complained about."""
-    # Not the whole environment: in English it can be told what was said, and resolvectl would tell $NOTIFY_SOCKET of
-    # its failure, which systemd takes from the main process only.
-    try:
-        done = subprocess.run(command, input=text, capture_output=True, text=True, errors="replace", timeout=timeout,
-                              env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"})
-    except subprocess.TimeoutExpired:
-        return f"{NO_ANSWER} within {timeout} s"
-    except OSError as error:
-        return error.strerror
-    if done.returncode == 0:
-        return None
-    said = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[0].rstrip(".")
-    return said.encode("unicode_escape").decode("ascii")[:200]
+    return "; run: systemctl restart systemd-resolved" if error.startswith(program.NO_ANSWER) else ""

@@ -58,6 +58,12 @@ EXCEPTIONS = {
                          "bulkvpnd.control.transport", "bulkvpnd.protocol.errors", "dns"},
 }  # fmt: skip
 
+ALONE = {
+    # file: all of ours that it imports; beyond that the standard library. It runs as root.
+    "host/resolvconf.py": {"host/program.py"},
+    "host/program.py": set(),
+}
+
 
 def imported(source):
     """Every import in a module's source, also inside functions: [(line, "package.module.name")]."""
@@ -113,6 +119,17 @@ def test_every_exception_is_used(file):
     used = [name for _, name in imported((PACKAGE / file).read_text())]
     for one in EXCEPTIONS[file]:
         assert any(f"{name}.".startswith(f"{one}.") for name in used), one
+
+
+@pytest.mark.parametrize("file", ALONE)
+def test_what_runs_as_root_imports_little(file):
+    ours, others = set(), set()
+    for _, name in imported((PACKAGE / file).read_text()):
+        (ours if name.startswith(("bulkvpnd", ".")) else others).add(name)
+    assert {f"{name.removeprefix('bulkvpnd.').replace('.', '/')}.py" for name in ours} == ALONE[file]
+    assert {name.partition(".")[0] for name in others} <= sys.stdlib_module_names
+    for package in ("__init__.py", "host/__init__.py"):
+        assert imported((PACKAGE / package).read_text()) == [], "python3 -m imports it before"
 
 
 def test_every_row_has_a_part():

@@ -181,7 +181,7 @@ def test_man_has_nothing_to_say(page):
 def test_pages_name_only_pages_that_exist():
     own = {tuple(page.name.rsplit(".", 1)) for page in PAGES}
     known = {("ethtool", "8"), ("ip", "8"), ("iperf3", "1"), ("man", "1"), ("mandoc", "1"), ("ping", "8"),
-             ("sd_notify", "3"), ("systemctl", "1"), ("systemd.exec", "5")}
+             ("resolv.conf", "5"), ("resolvconf", "8"), ("sd_notify", "3"), ("systemctl", "1"), ("systemd.exec", "5")}
     for page in PAGES:
         for name, number in re.findall(r"^\.Xr (\S+) (\d)", page.read_text(), re.MULTILINE):
             assert (name, number) in own | known, f"{page.name}: {name}({number})"

@@ -10,13 +10,16 @@ import pytest
 
 import bulkvpnd
 from bulkvpnd import config
-from bulkvpnd.host import sysctl
+from bulkvpnd.host import program, resolvconf, sysctl
 
 ROOT = pathlib.Path(__file__).parents[2]
 DEBIAN = ROOT / "debian"
 UNIT = DEBIAN / "bulkvpnd@.service"
-EXPOSURE_MAX = 2.0
-"""What `systemd-analyze security` may say of the unit; lower is better (choice: OpenVPN's has 7.5)."""
+HELPER, HELPER_SOCKET = DEBIAN / "bulkvpnd@.bulkvpnd-resolvconf.service", DEBIAN / "bulkvpnd.bulkvpnd-resolvconf.socket"
+"""dh_installsystemd --name=bulkvpnd-resolvconf gives them their names."""
+EXPOSURE_MAX, HELPER_EXPOSURE_MAX = 2.0, 2.4
+"""What `systemd-analyze security` may say of the units; lower is better (choice: OpenVPN's has 7.5). The helper's is
+root."""
 
 DEBIAN_PACKAGES = {
     # name in setup.cfg: Debian's name, as dh_python3 has it
@@ -156,6 +159,52 @@ def test_what_instances_share_is_made_by_the_package_and_can_be_written(service)
     assert service["ReadWritePaths"] == [f"-{sysctl.SHARED_DIRECTORY}"]
 
 
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("ExecStart", ["/usr/bin/python3 -I -m bulkvpnd.host.resolvconf"]),
+        ("StandardInput", ["socket"]),
+        # Of the streams, the connection is one; the others would be the same.
+        ("StandardOutput", ["journal"]),
+        ("StandardError", ["journal"]),
+        ("UMask", ["0022"]),
+        ("NoNewPrivileges", ["yes"]),
+        ("CapabilityBoundingSet", ["CAP_CHOWN CAP_DAC_OVERRIDE CAP_FOWNER CAP_KILL"]),
+        ("SystemCallFilter", ["@system-service", "~@privileged @resources", "@chown"]),
+        ("IPAddressDeny", ["any"]),
+        ("IPAddressAllow", ["localhost"]),
+        # openresolv writes /etc/resolv.conf.
+        ("ProtectSystem", ["yes"]),
+    ],
+)
+def test_helper(key, values):
+    assert unit(HELPER.read_text())["Service"].get(key) == values
+
+
+def test_helper_has_time_to_end():
+    """It may be in the middle of adding its record, which it removes then."""
+    stop = int(unit(HELPER.read_text())["Service"]["TimeoutStopSec"][0])
+    assert stop > 2 * program.TIMEOUT
+
+
+def test_only_the_daemon_reaches_the_helper(service):
+    assert unit(HELPER_SOCKET.read_text())["Socket"] == {
+        "ListenSequentialPacket": [str(resolvconf.SOCKET)], "Accept": ["yes"], "SocketGroup": service["User"],
+        "SocketMode": ["0660"], "RemoveOnStop": ["yes"],
+    }  # fmt: skip
+
+
+def test_only_an_instance_starts_the_helper():
+    socket = unit(HELPER_SOCKET.read_text())
+    assert "Install" not in socket and socket["Unit"]["StopWhenUnneeded"] == ["yes"]
+    for key in ("Wants", "After"):
+        assert "bulkvpnd-resolvconf.socket" in unit(UNIT.read_text())["Unit"][key][0].split()
+
+
+def test_a_purge_removes_the_directory_of_the_helper():
+    assert str(resolvconf.SOCKET.parent) in (DEBIAN / "bulkvpnd.postrm").read_text().split()
+
+
 def exposure(file):
     """The overall number of `systemd-analyze security` for a unit file."""
     program = shutil.which("systemd-analyze")
@@ -170,6 +219,12 @@ def exposure(file):
 
 def test_unit_is_confined():
     assert exposure(UNIT) <= EXPOSURE_MAX
+
+
+def test_helper_is_confined(tmp_path):
+    file = tmp_path / "bulkvpnd-resolvconf@.service"
+    file.write_text(HELPER.read_text())
+    assert exposure(file) <= HELPER_EXPOSURE_MAX
 
 
 def test_a_unit_that_is_less_confined_is_noticed(tmp_path):

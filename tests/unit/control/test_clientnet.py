@@ -24,6 +24,7 @@ class Part:
     def __init__(self, name, told, answer):
         self._name, self._told, self._answer = name, told, answer
         self.answers = None  # or an Event that apply() waits for
+        self.lost = False
 
     def apply(self, *arguments, **options):
         arguments = [list(map(str, one)) if isinstance(one, (list, tuple)) else one for one in arguments]
@@ -31,6 +32,9 @@ class Part:
         if self.answers:
             self.answers.wait()
         return self._answer
+
+    def lasts(self):
+        return not self.lost
 
     def undo(self):
         self._told.append((f"undo {self._name}",))
@@ -227,6 +231,16 @@ def test_name_servers_are_set_when_they_change(make):
     client = make()
     for servers, calls in ((["10.86.0.1"], 1), (["10.86.0.1"], 1), (["10.86.0.7"], 2)):
         client.take(welcome(dns=servers))
+        named(client)
+        assert len([one for one in client.told if one[0] == "dns"]) == calls
+
+
+def test_name_servers_that_were_lost_are_set_again_by_a_reload(make):
+    client = make()
+    client.take(welcome(dns=["10.86.0.1"]))
+    for lost, calls in ((False, 1), (True, 2)):
+        client.dns.lost = lost
+        client.reconfigure(client._configuration)
         named(client)
         assert len([one for one in client.told if one[0] == "dns"]) == calls
 

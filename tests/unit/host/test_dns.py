@@ -5,50 +5,16 @@ import os
 import time
 
 import pytest
+from resolvers import Helpers, Machine
 
-from bulkvpnd.host import dns
-from bulkvpnd.host.dns import Dns
+from bulkvpnd.host import program
 
 SERVERS = [ipaddress.ip_address("10.86.0.1"), ipaddress.ip_address("fd86::1")]
 
 
-class Machine:
-    """resolved: whether systemd-resolved runs. fails: {first argument: what the program says on standard error}.
-
-    hangs: the first argument with which it never ends.
-    """
-
-    def __init__(self, directory, monkeypatch):
-        self._directory = directory
-        self._log = directory / "calls"
-        self.resolved, self.records = directory / "stub-resolv.conf", directory / "resolvconf"
-        (directory / "bin").mkdir()
-        monkeypatch.setenv("PATH", f"{directory / 'bin'}:/usr/bin:/bin")
-
-    def install(self, program, fails=(), hangs="none"):
-        file = self._directory / "bin" / program
-        cases = "".join(f'{first}) echo "{said}" >&2; exit 1;;\n' for first, said in dict(fails).items())
-        file.write_text(f'#!/bin/sh\necho "{program} $*" >>{self._log}\ncase "$1" in\n{cases}'
-                        f'-a) cat >>{self._log};;\n{hangs}) exec tail -f /dev/null;;\nesac\n')
-        file.chmod(0o755)
-
-    def calls(self):
-        lines = self._log.read_text().splitlines() if self._log.exists() else []
-        self._log.unlink(missing_ok=True)
-        return lines
-
-    def dns(self):
-        return Dns("bulk0", "home", self.resolved, self.records)
-
-
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    # Nothing of the real machine is asked: a resolvectl there would be found behind ours.
-    made = Machine(tmp_path, monkeypatch)
-    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    for program in ("sh", "cat", "tail"):
-        os.symlink(f"/usr/bin/{program}", tmp_path / "bin" / program)
-    return made
+    return Machine(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +53,7 @@ def test_resolved_refuses(machine):
 
 
 def test_resolved_does_not_answer(machine, monkeypatch):
-    monkeypatch.setattr(dns, "TIMEOUT", 0.2)
+    monkeypatch.setattr(program, "TIMEOUT", 0.2)
     machine.install("resolvectl", hangs="dns")
     machine.resolved.touch()
     assert machine.dns().apply(SERVERS, ["corp.example"], False) == \
@@ -100,25 +66,37 @@ def test_the_end_does_not_wait_long_for_what_does_not_answer(machine, monkeypatc
     machine.resolved.touch()
     kept = machine.dns()
     kept.apply(SERVERS, [], False)
-    monkeypatch.setattr(dns, "UNDO_TIMEOUT", 0.2)
+    monkeypatch.setattr(program, "UNDO_TIMEOUT", 0.2)
     began = time.monotonic()
     kept.undo()
-    assert time.monotonic() - began < dns.TIMEOUT / 2
+    assert time.monotonic() - began < program.TIMEOUT / 2
     assert machine.calls()[-1] == "resolvectl revert bulk0"
+
+
+def test_neither(machine):
+    assert machine.dns().apply(SERVERS, [], False).startswith("neither systemd-resolved nor resolvconf is here")
+    assert machine.dns().apply([], [], True) is None, "nothing is wanted"
+
+
+# resolvconf, by a process that is root and has no helper
 
 
 def test_resolvconf(machine):
     machine.install("resolvconf")
     machine.install("resolvectl")  # which is there, but its daemon does not run
     kept = machine.dns()
+    assert kept.lasts(), "there is nothing that could be lost"
     assert kept.apply(SERVERS, ["corp.example"], True) is None
     assert machine.calls() == ["resolvconf -a tun.bulkvpnd-home -m 0 -x", "nameserver 10.86.0.1", "nameserver fd86::1",
                                "search corp.example"]
     assert kept.apply(SERVERS[:1], [], True) is None
-    assert machine.calls() == ["resolvconf -d tun.bulkvpnd-home -f", "resolvconf -a tun.bulkvpnd-home -m 0 -x",
-                               "nameserver 10.86.0.1"]
+    assert machine.calls() == ["resolvconf -d tun.bulkvpnd-home -f", "removed",
+                               "resolvconf -a tun.bulkvpnd-home -m 0 -x", "nameserver 10.86.0.1"]
+    assert kept.lasts()
     kept.undo()
-    assert machine.calls() == ["resolvconf -d tun.bulkvpnd-home -f"]
+    assert machine.calls() == ["resolvconf -d tun.bulkvpnd-home -f", "removed"]
+    kept.undo()
+    assert machine.calls() == []
 
 
 def test_what_a_crash_left_with_resolvconf(machine):
@@ -126,18 +104,56 @@ def test_what_a_crash_left_with_resolvconf(machine):
     kept = machine.dns()
     kept.undo()
     assert machine.calls() == [], "nothing was left, and nothing is started"
-    for name in ("tun.bulkvpnd-other", "tun.bulkvpnd-home"):
-        (machine.records / "interface").mkdir(parents=True, exist_ok=True)
-        (machine.records / "interface" / name).touch()
+    for name in ("other", "home"):
+        machine.leave(name)
     kept.undo()
-    assert machine.calls() == ["resolvconf -d tun.bulkvpnd-home -f"]
+    assert machine.calls() == ["resolvconf -d tun.bulkvpnd-home -f", "removed"]
+    assert list(machine.names()) == ["tun.bulkvpnd-other"]
 
 
 def test_resolvconf_refuses(machine):
     machine.install("resolvconf", fails={"-a": "Permission denied\x1b[2J"})
-    assert machine.dns().apply(SERVERS, [], False) == r"resolvconf: Permission denied\x1b[2J; it needs root"
+    assert machine.dns().apply(SERVERS, [], False) == r"resolvconf: Permission denied\x1b[2J"
+    assert machine.calls()[-2:] == ["resolvconf -d tun.bulkvpnd-home -f", "removed"]
 
 
-def test_neither(machine):
-    assert machine.dns().apply(SERVERS, [], False).startswith("neither systemd-resolved nor resolvconf is here")
-    assert machine.dns().apply([], [], True) is None, "nothing is wanted"
+def test_everybody_may_read_what_resolvconf_writes(machine):
+    machine.install("resolvconf")
+    before = os.umask(0o077)
+    try:
+        machine.dns().apply(SERVERS, [], False)
+    finally:
+        os.umask(before)
+    assert [file.stat().st_mode & 0o777 for file in machine.records.glob("interface/*")] == [0o644]
+
+
+# resolvconf, by the helper
+
+
+def test_without_root_and_helper_it_says_what_mends_it(machine):
+    machine.install("resolvconf")
+    machine.leave("home")
+    kept = machine.dns(root=False)
+    kept.undo()
+    assert kept.apply(SERVERS, [], False) == "resolvconf needs root; run: systemctl start bulkvpnd-resolvconf.socket"
+    assert machine.calls() == []
+
+
+@pytest.mark.parametrize("root", [True, False])
+def test_the_helper_is_preferred(machine, root):
+    machine.install("resolvconf")
+    kept = machine.dns(root)
+    with Helpers(machine) as helpers:
+        assert kept.apply(SERVERS, ["corp.example"], True) is None
+        assert len(helpers.processes) == 1
+        assert machine.names() == {
+            "tun.bulkvpnd-home": "nameserver 10.86.0.1\nnameserver fd86::1\nsearch corp.example\n"
+        }
+        assert kept.lasts()
+        helpers.processes[0].terminate()
+        helpers.processes[0].wait(20)
+        assert not kept.lasts()
+        assert kept.apply(SERVERS[:1], [], True) is None
+        assert kept.lasts()
+        kept.undo()
+        assert machine.names() == {}, "undo waits for the helper"
