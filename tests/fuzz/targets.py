@@ -13,6 +13,7 @@ import io
 import ipaddress
 import json
 import pathlib
+import re
 import shutil
 import socket
 import tempfile
@@ -25,6 +26,7 @@ from bulkvpnd.control import clients as control_clients
 from bulkvpnd.control import pool, tls
 from bulkvpnd.dataplane import routing
 from bulkvpnd.dataplane.worker import DROPS
+from bulkvpnd.host import resolvconf
 from bulkvpnd.protocol import frame, handshake, packet
 from bulkvpnd.protocol.errors import Refused, RemoteError
 
@@ -281,6 +283,19 @@ def worker(data):
         link.close()
 
 
+def name_servers(data):
+    """What the helper that is root is asked for. What resolvconf(8) is given is nothing that a shell would evaluate."""
+    try:
+        request = resolvconf.Request.decode(data)
+    except resolvconf.Refused as error:
+        assert str(error).isprintable()
+        return
+    assert resolvconf.Request.decode(request.encode()) == request
+    assert config.NAME.fullmatch(request.instance)
+    assert len(request.servers) <= 8 and all(str(ipaddress.ip_address(one)) == one for one in request.servers)
+    assert len(request.domains) <= 8 and all(re.fullmatch(r"[A-Za-z0-9.-]{1,253}", one) for one in request.domains)
+
+
 def planted(data):
     """Not a parser: a bug that the fuzzer must find, or it finds nothing."""
     if data[:1] == b"b" and data[1:2] == b"u" and data[2:3] == b"g":
@@ -313,6 +328,6 @@ TARGETS = {
     function.__name__: function
     for function in (
         header, close, payload, outbound, hello, welcome, prefix, stranger, certificate, revocations, configuration,
-        clients, leases, worker, one_line, openvpn,
+        clients, leases, worker, one_line, openvpn, name_servers,
     )
 }  # fmt: skip
