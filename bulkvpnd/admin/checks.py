@@ -464,6 +464,13 @@ def _dns(subject):
                 found.append(Verdict(PROBLEM, "systemd-resolved does not answer",
                                      f"systemctl restart systemd-resolved; systemctl reload {subject.unit}"))
             servers += given or []
+        elif manager == "resolvconf":
+            given, asked = subject.machine.recorded(), subject.machine.asked()
+            # A name server of this machine asks whom resolvconf tells it.
+            if given and not any(one in given or ipaddress.ip_address(one).is_loopback for one in asked):
+                found.append(Verdict(PROBLEM, f"resolvconf was given {', '.join(given)}, and /etc/resolv.conf has none "
+                                              "of them: another program writes it", "dpkg-reconfigure resolvconf"))
+            servers += given
     if subject.report is None:
         return [*found, Verdict(NOT_CHECKED, "the instance does not run")]
     for server in dict.fromkeys(servers):

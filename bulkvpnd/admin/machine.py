@@ -25,7 +25,7 @@ import dns.query
 from bulkvpnd import config
 from bulkvpnd.admin import status
 from bulkvpnd.control import clients, gateway, tls, transport
-from bulkvpnd.host import device, firewall, redirect, routes, sysctl, tun, tuning
+from bulkvpnd.host import device, firewall, redirect, resolvconf, routes, sysctl, tun, tuning
 from bulkvpnd.host.dns import RESOLVED
 from bulkvpnd.protocol.errors import RemoteError
 
@@ -223,6 +223,14 @@ class Machine:
                 found.append(str(ipaddress.ip_address(word)))
         return found
 
+    def recorded(self):
+        """Addresses of name servers that resolvconf has from this instance."""
+        return _name_servers(resolvconf.Record(self._configuration.name).file())
+
+    def asked(self):
+        """Addresses of the name servers that programs here ask, by resolv.conf(5)."""
+        return _name_servers(pathlib.Path("/etc/resolv.conf"))
+
     def asks(self, server):
         """Whether a name server answers; what does not matter."""
         try:
@@ -230,6 +238,18 @@ class Machine:
         except (OSError, dns.exception.DNSException):
             return False
         return True
+
+
+def _name_servers(file):
+    """Of a file as resolv.conf(5) has it; None stands for one that is not there."""
+    found = []
+    with contextlib.suppress(OSError):
+        for line in file.read_text(errors="replace").splitlines() if file else ():
+            with contextlib.suppress(ValueError):
+                key, address = line.split()
+                if key == "nameserver":
+                    found.append(str(ipaddress.ip_address(address)))
+    return found
 
 
 def _path_mtu(sock):

@@ -47,6 +47,7 @@ class Double:
         "tuned": [(Wish("congestion", "TCP_CONGESTION", "bbr", "exact"), Outcome("TCP_CONGESTION", "x", "bbr", "bbr"))],
         "routes": [(ipaddress.ip_network("192.0.2.0/24"), "eth0"), (ipaddress.ip_network("10.86.0.0/24"), "bulk0")],
         "dns_manager": "systemd-resolved", "name_servers": ["10.86.0.1"], "asks": True,
+        "recorded": ["10.86.0.1"], "asked": ["10.86.0.1"],
     }  # fmt: skip
 
     def __init__(self, texts=None, **answers):
@@ -184,6 +185,9 @@ CASES = [
     ("NAT", NOT_CHECKED, "not run", {"report": STOPPED}, GATEWAY),
     ("DNS", PROBLEM, "10.86.0.1 does not answer", {"asks": False}, {}),
     ("DNS", NOTE, "systemd-resolved", {"dns_manager": None}, {}),
+    ("DNS", PROBLEM, "/etc/resolv.conf has none", {"dns_manager": "resolvconf", "asked": ["192.0.2.53"]}, {}),
+    ("DNS", PROBLEM, "10.86.0.1 does not answer", {"dns_manager": "resolvconf", "asks": False}, {}),
+    ("DNS", NOT_CHECKED, "no name server", {"dns_manager": "resolvconf", "recorded": []}, {}),
     ("DNS", NOT_CHECKED, "not run", {"report": STOPPED}, {}),
 ]  # fmt: skip
 
@@ -198,6 +202,8 @@ def test_what_is_wrong_is_found(check, state, words, answers, fields):
     *((check, {}, {}) for check in ("packages", "TUN", "configuration", "clock", "instance", "offload", "names",
                                     "server", "path MTU", "WAN MTU", "congestion", "tuning", "routes", "DNS")),
     *((check, {}, {"mode": "server"}) for check in ("listening", "firewall", "NAT")),
+    ("DNS", {"dns_manager": "resolvconf"}, {}),
+    ("DNS", {"dns_manager": "resolvconf", "asked": ["127.0.0.1"]}, {}),
     ("firewall", {"ruleset": [chain("input"), dport(7443)]}, {"mode": "server"}),
     ("firewall", {"ruleset": [chain("input"), dport(7443, LIMITED, {"accept": None})]}, {"mode": "server"}),
     ("firewall", {"ruleset": [chain("input", "accept"), chain("forward")]}, {"mode": "server"}),
