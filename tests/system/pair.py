@@ -93,17 +93,17 @@ def answers(machine, address):
 
 
 @contextlib.contextmanager
-def booted(image, directory, *packages):
+def booted(image, directory, *packages, tools=TOOLS):
     """A Pair with a cable. directory: its name, too, is the pair's own. packages: conftest.Package; the first is
-    installed, and the others can be."""
+    installed, and the others can be. tools: packages of Debian, which are installed too."""
     with contextlib.ExitStack() as stack:
         ends = []
         for role in ("server", "client"):
             root = stack.enter_context(machines.Root(image, directory / role))
             for package in packages:
-                package.copy_into(root, *TOOLS)
+                package.copy_into(root, *tools)
             ends.append(stack.enter_context(root.boot(f"bulkvpn-{image.release}-{directory.name}-{role}")))
-            packages[0].install(ends[-1], *TOOLS)
+            packages[0].install(ends[-1], *tools)
         pair = Pair(*ends)
         pair.lay_cable()
         yield pair

@@ -30,7 +30,8 @@ def test_package(root, clone, package):
     root.copy_in(clone, "/root/source")
     with root.boot(f"bulkvpn-{root.image.release}") as machine:
         package.install(machine, *needed)
-        assert "bulkvpnd@" not in machine.run("systemctl", "list-units", "--no-legend").stdout
+        units = machine.run("systemctl", "list-units", "--no-legend").stdout
+        assert "bulkvpnd@" not in units and "bulkvpnd-resolvconf" not in units
         assert machine.run("find", "/etc/systemd", "-name", "bulkvpnd@*").stdout == ""
         for test in tests:
             machine.run("mkdir", f"/tmp/{test}")
