@@ -21,14 +21,16 @@ import dataclasses
 import fcntl
 import ipaddress
 import json
+import logging
 import pathlib
 import re
 import signal
 import socket
 import struct
-import sys
 
 from bulkvpnd.host import program
+
+log = logging.getLogger(__name__)
 
 RECORDS = pathlib.Path("/run/resolvconf")
 """Below it both kinds of resolvconf keep a file for each interface."""
@@ -143,11 +145,18 @@ class Record:
             lines.append("search " + " ".join(domains))
         # -m 0 -x, of openresolv: before all others, and alone. Debian's resolvconf does not look at them.
         text = "".join(line + "\n" for line in lines)
-        return program.run(["resolvconf", "-a", self._name, "-m", "0", "-x"], program.TIMEOUT, text)
+        error = program.run(["resolvconf", "-a", self._name, "-m", "0", "-x"], program.TIMEOUT, text)
+        return self._failed_hook(error) if self.is_there() else error
 
     def remove(self, timeout=program.UNDO_TIMEOUT):
         """Removes it, if it is there. timeout: seconds. Returns None, or why it is not done."""
-        return program.run(["resolvconf", "-d", self._name, "-f"], timeout)
+        error = program.run(["resolvconf", "-d", self._name, "-f"], timeout)
+        return error if self.is_there() else self._failed_hook(error)
+
+    def _failed_hook(self, error):
+        """resolvconf did it, and fails all the same where one of its hooks does, as that of a stopped name server."""
+        if error:
+            log.warning("resolvconf, for %s: %s", self._name, error)
 
 
 class HeldRecord(Record):
@@ -207,14 +216,18 @@ class HeldRecord(Record):
             return None, connection
 
 
-def serve(connection, locks=SOCKET.parent):
+def serve(connection, locks=SOCKET.parent, records=RECORDS, capabilities=CAP_NET_ADMIN):
     """The helper's work: has the record added, and removed when the connection has ended.
 
-    locks: directory for a file of each instance.
+    locks: directory for a file of each instance. records: see RECORDS. capabilities: that who asks must have.
     """
+    allowed = _has(connection, capabilities)
     try:
         connection.settimeout(REQUEST_TIMEOUT)
-        request = Request.decode(connection.recv(REQUEST_MAX + 1))
+        data = connection.recv(REQUEST_MAX + 1)
+        if not allowed:
+            raise Refused("should come from a process with CAP_NET_ADMIN")
+        request = Request.decode(data)
     except Refused as error:
         _answer(connection, f"request: {error}")
         return
@@ -223,7 +236,7 @@ def serve(connection, locks=SOCKET.parent):
     with open(locks / f"{request.instance}.lock", "wb") as lock:
         # The helper of the run before may still be removing its record, and must not remove this one.
         fcntl.flock(lock, fcntl.LOCK_EX)
-        record = Record(request.instance)
+        record = Record(request.instance, records)
         if not request.servers and not request.domains:
             _answer(connection, record.remove(program.TIMEOUT))
             return
@@ -235,7 +248,18 @@ def serve(connection, locks=SOCKET.parent):
         finally:
             reason = record.remove(program.TIMEOUT)
             if reason:
-                print(f"{request.instance}: the record is not removed: {reason}", file=sys.stderr)
+                log.error("the record of %s is not removed: %s", request.instance, reason)
+
+
+def _has(connection, capabilities):
+    """Whether the process that made a connection has capabilities (SO_PEERCRED of unix(7), proc(5))."""
+    process, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    try:
+        status = pathlib.Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return False
+    effective = int(re.search("^CapEff:\t([0-9a-f]+)$", status, re.MULTILINE)[1], 16)
+    return effective & capabilities == capabilities
 
 
 def _answer(connection, reason):
@@ -250,22 +274,8 @@ def _await_end(connection):
         connection.recv(1)
 
 
-def _has(connection, capabilities):
-    """Whether the process that made a connection has capabilities (SO_PEERCRED of unix(7), proc(5))."""
-    process, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    try:
-        status = pathlib.Path(f"/proc/{process}/status").read_text()
-    except OSError:
-        return False
-    effective = int(re.search("^CapEff:\t([0-9a-f]+)$", status, re.MULTILINE)[1], 16)
-    return effective & capabilities == capabilities
-
-
-def main(locks=SOCKET.parent, capabilities=CAP_NET_ADMIN):
-    """The helper. The connection is its standard input: StandardInput=socket of systemd.exec(5).
-
-    locks: see serve(). capabilities: that who asks must have.
-    """
+def main(*arguments):
+    """The helper. Its connection is standard input (StandardInput=socket, systemd.exec(5)). arguments: of serve()."""
     with socket.socket(fileno=0) as connection:
 
         def end(*_):
@@ -274,10 +284,7 @@ def main(locks=SOCKET.parent, capabilities=CAP_NET_ADMIN):
 
         # So there is one way to end, and what was added is removed also when the machine shuts down.
         signal.signal(signal.SIGTERM, end)
-        if _has(connection, capabilities):
-            serve(connection, locks)
-        else:
-            _answer(connection, "only a process with CAP_NET_ADMIN may ask")
+        serve(connection, *arguments)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,9 @@ HARDENING = "bulkvpnd/hardening.py"
 VALUES = "bulkvpnd/config/values.py"
 LATEST = "bulkvpnd/control/latest.py"
 STATUS = "bulkvpnd/control/status.py"
+RESOLVCONF = "bulkvpnd/host/resolvconf.py"
 UNIT = "debian/bulkvpnd@.service"
+HELPER = "debian/bulkvpnd@.bulkvpnd-resolvconf.service"
 
 IN_THE_CLEAR = (TLS, "self._drive(self._tls.read, size - len(data))", "self._socket.recv(size - len(data))")
 NO_TLS = (
@@ -88,12 +90,12 @@ KEEPING = (
 """How lines of the unit begin that stand elsewhere in it."""
 
 
-def confinement():
-    """The lines by which the unit gives up what it does not need, and keeps secrets to itself, each with its end."""
-    text = (ROOT / UNIT).read_text("utf-8")
+def confinement(unit):
+    """The lines by which a unit gives up what it does not need, and keeps secrets to itself, each with its end."""
+    text = (ROOT / unit).read_text("utf-8")
     lines = text.partition("\n# Identity and privilege")[2].partition("\n# Off on purpose")[0].splitlines()[1:]
     lines += [line for line in text.splitlines() if line.startswith(KEEPING)]
-    return [f"{line}\n" for line in lines if line and not line.startswith("#")]
+    return [f"{line}\n" for line in dict.fromkeys(lines) if line and not line.startswith("#")]
 
 
 REMOVALS = [
@@ -740,7 +742,22 @@ REMOVALS = [
           (TLS, "    context.hostname_checks_common_name = False\n",
            "    context.hostname_checks_common_name = False\n"
            '    context.keylog_filename = os.environ.get("SSLKEYLOGFILE")\n')),
-    *(taken("P8 C28", "test_packaging.py::test_unit", (UNIT, line, "")) for line in confinement()),
+    *(taken("P8 C28", "test_packaging.py::test_unit", (UNIT, line, "")) for line in confinement(UNIT)),
+    *(taken("P8", "test_packaging.py::test_helper", (HELPER, line, "")) for line in confinement(HELPER)),
+    taken("P8", "test_packaging.py::test_helper_is_confined",
+          (HELPER, "NoNewPrivileges=yes\n", ""), (HELPER, "RestrictNamespaces=yes\n", "")),
+    taken("P8", "test_packaging.py::test_only_the_daemon_reaches_the_helper",
+          ("debian/bulkvpnd.bulkvpnd-resolvconf.socket", "SocketMode=0660\n", "")),
+    taken("P8", "test_resolvconf.py::test_who_has_not_the_capability_is_refused",
+          (RESOLVCONF, "if not allowed:", "if False:")),
+    *(taken("P8", "test_resolvconf.py::test_it_refuses", (RESOLVCONF, check, "if False:")) for check in (
+        "if len(data) > REQUEST_MAX:",
+        "if not isinstance(value, str) or not _INSTANCE.fullmatch(value):",
+        "if not isinstance(value, str) or not _ADDRESS.fullmatch(value):",
+        'if own or getattr(address, "ipv4_mapped", None):',
+        "if not isinstance(value, str) or not _DOMAIN.fullmatch(value):",
+        "if not isinstance(values, list) or len(values) > most:",
+    )),
 ]
 
 UNREMOVED = {

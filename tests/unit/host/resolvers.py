@@ -17,13 +17,14 @@ echo "{program} $*" >>{log}
 case "$1" in
 {cases}
 -a) cat >{records}/"$2"; cat {records}/"$2" >>{log};;
--d) rm -f {records}/"$2"; echo removed >>{log};;
+-d) {first}; rm -f {records}/"$2"; echo removed >>{log};;
 esac
+{last}
 """
 HELPER = """
 import pathlib, sys
 from bulkvpnd.host import resolvconf
-resolvconf.main(pathlib.Path(sys.argv[1]), int(sys.argv[2]))
+resolvconf.main(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), int(sys.argv[3]))
 """
 
 
@@ -43,16 +44,15 @@ class Machine:
             os.symlink(f"/usr/bin/{program}", directory / "bin" / program)
         monkeypatch.setenv("PATH", str(directory / "bin"))
 
-    def install(self, program, fails=(), hangs="none", first=""):
+    def install(self, program, fails=(), hangs="none", first=":", last=":"):
         """fails: {first argument: what it says on standard error}. hangs: the first argument with which it never ends.
 
-        first: a line for the shell, with -d."""
+        first, last: lines for the shell, the one with -d before it does anything, the other whenever it is done."""
         cases = "".join(f'{one}) echo "{said}" >&2; exit 1;;\n' for one, said in dict(fails).items())
         cases += f"{hangs}) exec tail -f /dev/null;;\n"
-        if first:
-            cases += f"-d) {first}; rm -f {self._kept}/\"$2\"; echo removed >>{self.log};;\n"
         file = self.directory / "bin" / program
-        file.write_text(SCRIPT.format(program=program, log=self.log, records=self._kept, cases=cases))
+        file.write_text(SCRIPT.format(program=program, log=self.log, records=self._kept, cases=cases, first=first,
+                                      last=last))
         file.chmod(0o755)
 
     def calls(self):
@@ -82,7 +82,7 @@ class Helpers:
     def __init__(self, machine, capabilities=0):
         self._capabilities = capabilities
         self.processes = []
-        self._locks = machine.directory
+        self._machine = machine
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._listener.bind(str(machine.socket))
         self._listener.listen()
@@ -99,7 +99,8 @@ class Helpers:
             except OSError:
                 return
             with connection:
-                command = [sys.executable, "-c", HELPER, self._locks, str(self._capabilities)]
+                command = [sys.executable, "-c", HELPER, self._machine.directory, self._machine.records,
+                           str(self._capabilities)]
                 self.processes.append(subprocess.Popen(command, stdin=connection, stderr=subprocess.PIPE, text=True))
 
     def __exit__(self, *exception):

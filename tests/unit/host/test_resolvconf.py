@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from resolvers import Helpers, Machine, until
 
-from bulkvpnd import config
+from bulkvpnd.config import values
 from bulkvpnd.host import program, resolvconf
 from bulkvpnd.host.resolvconf import HeldRecord, Refused, Request
 
@@ -82,17 +82,17 @@ ALPHABET = st.text("aZ09.-:_f% $\n", max_size=20)
 
 @given(ALPHABET | st.text(max_size=70))
 def test_an_instance_is_called_as_elsewhere(text):
-    assert accepted(Request.decode, message(instance=text)) == bool(config.NAME.fullmatch(text))
+    assert accepted(Request.decode, message(instance=text)) == bool(values.NAME.fullmatch(text))
 
 
 @given(ALPHABET | st.text("0189.af:", max_size=40) | st.ip_addresses().map(str))
 def test_a_name_server_is_what_the_configuration_takes(text):
-    assert accepted(Request.decode, message(servers=[text])) == accepted(config.name_server, text)
+    assert accepted(Request.decode, message(servers=[text])) == accepted(values.name_server, text)
 
 
 @given(ALPHABET | st.from_regex(r"([a-z0-9-]{1,64}\.){1,5}[a-z]{1,3}", fullmatch=True))
 def test_a_domain_is_what_the_configuration_takes(text):
-    assert accepted(Request.decode, message(domains=[text])) == accepted(config.domain, text)
+    assert accepted(Request.decode, message(domains=[text])) == accepted(values.domain, text)
 
 
 # How long a record lives
@@ -235,7 +235,17 @@ def test_a_record_that_cannot_be_removed_is_in_the_log(machine, helpers):
     record = held(machine)
     record.set(GOOD["servers"], [])
     record.remove()
-    assert helpers.processes[0].communicate(timeout=20)[1] == "home: the record is not removed: cannot remove\n"
+    assert helpers.processes[0].communicate(timeout=20)[1] == "the record of home is not removed: cannot remove\n"
+
+
+def test_a_hook_that_fails_is_in_the_log_and_the_record_counts(machine, helpers):
+    machine.install("resolvconf", last='echo "no name server" >&2; exit 1')
+    record = held(machine)
+    assert record.set(GOOD["servers"], []) is None
+    assert record.is_there()
+    record.remove()
+    assert machine.names() == {}
+    assert helpers.processes[0].communicate(timeout=20)[1] == f"resolvconf, for {RECORD}: no name server\n" * 2
 
 
 def test_a_request_that_is_none_is_refused_and_nothing_is_run(machine, helpers):
@@ -255,7 +265,7 @@ def test_a_request_that_is_none_is_refused_and_nothing_is_run(machine, helpers):
 def test_who_has_not_the_capability_is_refused(machine):
     # No process has the bit of a capability that the kernel does not know.
     with Helpers(machine, 1 << 62):
-        assert held(machine).set(["10.86.0.1"], []) == "only a process with CAP_NET_ADMIN may ask"
+        assert held(machine).set(["10.86.0.1"], []) == "request: should come from a process with CAP_NET_ADMIN"
     assert machine.calls() == []
 
 
