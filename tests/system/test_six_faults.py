@@ -110,7 +110,7 @@ FAULTS = (
     Fault(
         "expired certificate",
         on("client", f"cp {EXPIRED} {PROFILE}; systemctl restart bulkvpnd@client || true"),
-        (("client", "status", "is (not )?running; start"),
+        (("client", "status", "no instance is running; bulkvpnctl doctor says why"),
          ("client", "doctor", "certificate: expired at .*bulkvpnctl pki renew"),
          ("client", "journal", "certificate: expired at .*issue a new one, or set the clock")),
         renew,
