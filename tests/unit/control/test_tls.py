@@ -235,7 +235,8 @@ def test_bytes_before_the_handshake_are_never_handed_on(server, client):
             for method in (shake.receive_message, shake.authenticate, shake.receive_message, shake.finish):
                 with pytest.raises(RemoteError) as caught:
                     method()
-                assert caught.value.reason == "tls"
+                # OpenSSL 3.5 waits for more of a record that older ones see to be none.
+                assert caught.value.reason in ("tls", "left")
 
 
 def test_the_reason_is_named_though_the_peer_is_gone(server):
