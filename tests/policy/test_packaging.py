@@ -195,8 +195,6 @@ def test_what_instances_share_is_made_by_the_package_and_can_be_written(service)
         ("SystemCallFilter", ["@system-service", "~@privileged @resources", "@chown"]),
         ("SystemCallErrorNumber", ["EPERM"]),
         ("LimitCORE", ["0"]),
-        # Every program reads what resolvconf writes.
-        ("UMask", ["0022"]),
     ],
 )
 def test_helper(key, values):

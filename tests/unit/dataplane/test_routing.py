@@ -510,8 +510,8 @@ def test_the_memo_is_bounded(monkeypatch):
 
 
 @pytest.mark.parametrize("version, protocol_at, flow_at, elsewhere", [
-    (4, 9, range(12, 24), [1, 2, 3, 4, 5, 8, 10, 11]),  # TOS, length, identification, TTL, checksum
-    (6, 6, range(8, 44), [0, 1, 2, 3, 4, 5, 7]),  # traffic class, flow label, length, hop limit
+    (4, 9, range(12, 24), [1, 2, 3, 4, 5, 8, 10, 11, 24]),  # TOS, length, identification, TTL, checksum; behind it
+    (6, 6, range(8, 44), [0, 1, 2, 3, 4, 5, 7, 44]),  # traffic class, flow label, length, hop limit; behind it
 ])  # fmt: skip
 @pytest.mark.parametrize("protocol", [6, 17])
 def test_a_flow_is_looked_up_once(version, protocol_at, flow_at, elsewhere, protocol):
@@ -533,6 +533,19 @@ def test_a_flow_is_looked_up_once(version, protocol_at, flow_at, elsewhere, prot
     assert len(asked) == len(flows)
     table.split(*flows, *map(changed, elsewhere))
     assert len(asked) == len(flows) and len(sink.entries) == 2 * len(flows) + len(elsewhere)
+
+
+@pytest.mark.parametrize("version, protocol_at", [(4, 9), (6, 6)])
+@pytest.mark.parametrize("protocol", [0, 1, 58])
+def test_what_has_no_ports_is_looked_up_each_time(version, protocol_at, protocol):
+    packet = bytearray(PLAIN + udp(1, 1, 100, version=version))
+    packet[len(PLAIN) + protocol_at] = protocol
+    table = Table()
+    session = table.session(any_address=True, connections=1)
+    sink, asked = session.connections[0], []
+    sink.lane = lambda flow: asked.append(flow) or sink.lanes[0]
+    table.split(packet, packet)
+    assert len(asked) == 2
 
 
 def test_what_is_remembered_holds_until_something_changes():
