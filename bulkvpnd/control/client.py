@@ -295,7 +295,7 @@ class Client:
             if session is None:
                 self._take(welcome)
             if remote != self._server and (session is None or not self._is_carried()):
-                self._server, self._remote = sock.getpeername()[:2], remote
+                self._server, self._remote = transport.endpoint(sock.getpeername()), remote
             return self._attach(sock, index, worker, welcome, secrets, head, shake.certificate, replaces)
 
     def _open(self, remote):
@@ -541,7 +541,7 @@ class _Connection:
         self.number = number
         self.index = index
         self.worker = worker
-        self.server = address[:2]
+        self.server = transport.endpoint(address)
         self.peer = transport.shown(address)
         self.welcome = welcome
         self.certificate = certificate

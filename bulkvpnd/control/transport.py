@@ -93,6 +93,13 @@ def cannot_listen(option, address, error):
     return type(error)(error.errno, f"{option} = {shown(address)}: {error.strerror}{mends.get(error.errno, '')}")
 
 
+def endpoint(address):
+    """(host, port) of a socket address, to connect to again: with the zone of a link-local one, as in fe80::1%2."""
+    host, port, *rest = address
+    zone = rest[1] if rest else 0
+    return (f"{host}%{zone}" if zone else host), port
+
+
 def shown(address):
     """A socket address as text: 192.0.2.1:7443 or [2001:db8::1]:7443; IPv4 that came over an IPv6 socket as IPv4."""
     host, port = address[:2]

@@ -34,6 +34,16 @@ def test_tunnel_comes_and_goes(network, remote):
     assert "bulk0" not in network.server.ip("-br", "link")
 
 
+def test_a_link_local_remote(network):
+    """All connections go where the first one went, by the interface that the zone names."""
+    for host, address in ((network.server, "fe80::1/64"), (network.client, "fe80::2/64")):
+        host.ip("address", "add", address, "dev", "veth0", "nodad")
+    network.start_server().wait_ready()
+    client = network.start_client("--remote=[fe80::1%veth0]").wait_ready()
+    client.wait_connections(4)
+    assert not client.lines("failed")
+
+
 @pytest.mark.parametrize(("server_flags", "client_flags"), [
     ([], []),
     (["--workers=2"], ["--connections=1", "--workers=1"]),

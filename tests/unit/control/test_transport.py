@@ -114,3 +114,11 @@ def tune(sock, congestion):
 def test_why_nobody_can_listen_there_names_option_value_and_mend(number, mend):
     error = transport.cannot_listen("listen", ("::1", 443), OSError(number, os.strerror(number)))
     assert error.errno == number and error.strerror.startswith(f"listen = [::1]:443: {os.strerror(number)}{mend}")
+
+
+@pytest.mark.parametrize(("address", "endpoint"), [
+    (("192.0.2.1", 7443), ("192.0.2.1", 7443)), (("2001:db8::1", 7443, 0, 0), ("2001:db8::1", 7443)),
+    (("fe80::1", 7443, 0, 3), ("fe80::1%3", 7443)),
+])  # fmt: skip
+def test_an_endpoint_has_its_zone(address, endpoint):
+    assert transport.endpoint(address) == endpoint
