@@ -143,6 +143,7 @@ def wishes(options, situation, ledger, only_outer=False):
 def apply(options, situation, ledger, only_outer=False):
     """Tunes the machine until the ledger is restored; raises nothing. Each key that cannot be set is one line of the
     log. Returns [(Wish, Outcome), ...]. See wishes() for the arguments."""
+    missing = _warn_of_outer(options, situation, ledger)
     made = []
     for wish in wishes(options, situation, ledger, only_outer):
         if wish.value is None:
@@ -150,10 +151,10 @@ def apply(options, situation, ledger, only_outer=False):
         outcome = ledger.want(wish.key, wish.value, wish.agreement)
         made.append((wish, outcome))
         if outcome.why_not:
-            log.info("not tuned: %s", outcome)
+            if wish.key.rpartition(" ")[2] not in missing:
+                log.info("not tuned: %s", outcome)
         elif outcome.set != outcome.found:
             log.info("tuned: %s, was %s", outcome, outcome.found)
-    _warn_of_mtu(options, situation, ledger)
     return made
 
 
@@ -203,15 +204,23 @@ def _filled(keys, situation):
                 yield key.format(device=situation.device, outer=outer)
 
 
-def _warn_of_mtu(options, situation, ledger):
+def _warn_of_outer(options, situation, ledger):
+    """Returns the names of those that are not there, of which all has been said then."""
+    missing = set()
     for name in situation.outer:
         try:
             mtu = int(ledger.read(f"mtu {name}"))
-        except OSError:
+        except OSError as error:
+            missing.add(name)
+            if name == options.wan_interface:
+                log.warning("wan-interface = %s: %s, so it is not tuned; correct it, or take it out; see: ip link",
+                            name, error.strerror)
             continue
+        # What wan-mtu asks for is set a moment later.
         if mtu != USUAL_MTU and options.wan_mtu is None:
             log.warning("%s, which leads to the other end, has an MTU of %d and not %d; if the path does not carry "
                         "that, set wan-mtu = %d", name, mtu, USUAL_MTU, USUAL_MTU)
+    return missing
 
 
 # What is set on each socket, tried on one that is thrown away

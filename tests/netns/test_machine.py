@@ -145,10 +145,12 @@ def test_a_key_that_cannot_be_set_is_one_line(network, host):
     assert server.stop() == 0
 
 
-def test_an_interface_that_does_not_exist_is_one_line(network, host):
-    server = network.start_server("--wan-interface", "frobnicate0", "--wan-mtu", MTU).wait_ready()
-    (line,) = server.lines("mtu frobnicate0")
-    assert "not tuned: mtu frobnicate0: not 1400: No such device" in line
+@pytest.mark.parametrize("flags", [[], ["--wan-mtu", MTU], ["--nat=yes"]])
+def test_an_interface_that_does_not_exist_is_one_line(network, host, flags):
+    write(host, FORWARDING, "0")
+    server = network.start_server("--wan-interface", "frobnicate0", *flags).wait_ready()
+    (line,) = server.lines("frobnicate0")
+    assert "WARNING: wan-interface = frobnicate0: No such device, so it is not tuned; correct it" in line
     assert server.stop() == 0
 
 

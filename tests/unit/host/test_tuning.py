@@ -42,11 +42,24 @@ def test_applied_and_restored(tree, ledger):
     assert {key: (tree / key).read_text() for key in FOUND} == {key: value + "\n" for key, value in FOUND.items()}
 
 
-def test_each_key_that_cannot_be_set_is_one_line(ledger, caplog):
+def test_each_key_that_cannot_be_set_is_one_line(tree, ledger, caplog):
     caplog.set_level("INFO")
-    # There is no such device.
-    tuning.apply(options(wan_mtu=1500), SERVER, ledger)
-    assert len([line for line in caplog.messages if line.startswith("not tuned: mtu veth9: not 1500: No such")]) == 1
+    (tree / "net/core/optmem_max").unlink()
+    tuning.apply(options(), SERVER, ledger)
+    begin = "not tuned: net.core.optmem_max: not 131072: No such"
+    assert len([line for line in caplog.messages if line.startswith(begin)]) == 1
+
+
+@pytest.mark.parametrize("changed", [{}, {"wan_mtu": 1500}, {"mode": "client"}])
+@pytest.mark.parametrize("forwards", [False, True])
+def test_an_interface_that_is_not_there_is_one_line(ledger, caplog, changed, forwards):
+    caplog.set_level("INFO")
+    # One that was found by its route, and went, is no mistake of anybody.
+    for name, lines in ((None, 0), ("veth9", 1)):
+        tuning.apply(options(wan_interface=name, **changed), Situation("bulk0", ("veth9",), forwards), ledger)
+        found = [line for line in caplog.messages if "veth9" in line]
+        assert len(found) == lines
+    assert found[0].startswith("wan-interface = veth9: No such device, so it is not tuned; correct it")
 
 
 @pytest.mark.parametrize(
