@@ -10,8 +10,10 @@ import re
 
 DEFAULT_PORT = 7443
 """Choice: above 1023, so that the service needs no CAP_NET_BIND_SERVICE, and free in Debian's /etc/services."""
-MULTIPATH_WEIGHT_MAX = 256
-"""What every kernel with several next hops can have (struct nexthop_grp of linux/nexthop.h)."""
+MULTIPATH_WEIGHT_MAX = 255
+"""What every kernel with next-hop objects takes: weight - 1 is a byte, and kernels before 6.12, such as Debian 12's,
+refuse 255 there (nh_check_attr_group() in net/ipv4/nexthop.c; "net: nexthop: Increase weight to u16" of 6.12 has
+two)."""
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 """What an identity may be called: printable in any log and safe as a file name."""
 PRIVATE = tuple(map(ipaddress.ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")))
@@ -218,7 +220,7 @@ class Multipath:
 
 def multipath(raw):
     """PREFIX [weight W] [source ADDRESS]"""
-    expected = ("PREFIX [weight 1 to 256] [source ADDRESS], with no host bits set in PREFIX, "
+    expected = (f"PREFIX [weight 1 to {MULTIPATH_WEIGHT_MAX}] [source ADDRESS], with no host bits set in PREFIX, "
                 "for example 10.2.0.0/16 weight 1")
     match = re.fullmatch(r"(\S+/[0-9]{1,3})(?:\s+weight\s+([0-9]{1,3}))?(?:\s+source\s+(\S+))?", raw)
     try:

@@ -41,7 +41,7 @@ class MultipathError(Exception):
 class Membership:
     """What one instance has to do with one prefix.
 
-    device: name of its TUN device. prefix: ipaddress network. weight: its share, from 1 to 256. source: the address of
+    device: name of its TUN device. prefix: ipaddress network. weight: its share, from 1 to 255. source: the address of
     this host's own packets to the prefix, or None. directory: where the instances of this machine meet. objects:
     whether the kernel has next-hop objects, None to find out.
     """

@@ -149,7 +149,7 @@ class Netlink:
                  body + _attribute(NHA_ID, _UINT.pack(id)) + _attribute(NHA_OIF, _UINT.pack(device)))
 
     def add_group(self, id, protocol, members):
-        """Makes a group with `members`, {id of a hop: weight from 1 to 256}: a resilient one where the kernel has them.
+        """Makes a group with `members`, {id of a hop: weight from 1 to 255}: a resilient one where the kernel has them.
 
         In such a one only the flows of a hop that goes are dealt out anew; otherwise others would change places too,
         and be reordered (Documentation/networking/nexthop-group-resilient.rst of Linux, from 5.13).

@@ -12,6 +12,7 @@ import pytest
 from harness import inside
 
 from bulkvpnd.admin import namespaces
+from bulkvpnd.config import values
 from bulkvpnd.host import link
 from bulkvpnd.host.multipath import PROTOCOL, Membership, MultipathError
 from bulkvpnd.host.nexthop import Netlink
@@ -82,6 +83,14 @@ def test_members_come_and_go(host, join, version, objects):
     for member in members:
         assert member.undo()
     assert not routes(host, version) and not nexthops(host)
+
+
+@both_versions
+@with_and_without_objects
+def test_the_kernel_takes_the_largest_weight(host, join, version, objects):
+    weights = {"bulk1": 1, "bulk2": values.MULTIPATH_WEIGHT_MAX}
+    members = [join(name, version, weight, objects=objects)[1] for name, weight in weights.items()]
+    assert [member.apply() for member in members] == [True, True] and members[0].members() == weights
 
 
 @both_versions

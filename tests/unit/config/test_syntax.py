@@ -84,7 +84,7 @@ def test_inline_blocks(file):
         (SERVER.replace("pool-ipv4 = 10.9.0.0/24\n", ""), ": pool-ipv4: missing; give pool-ipv4, pool-ipv6 or both"),
         (SERVER + "remote = a", ":6: remote: is for mode = client, and this is mode = server; take it out"),
         (CLIENT + "grace = 5", ":6: grace: is for mode = server, and this is mode = client; take it out"),
-        ("multipath = 10.2.0.1/16", ":1: multipath = 10.2.0.1/16: should be PREFIX [weight 1 to 256]"),
+        ("multipath = 10.2.0.1/16", ":1: multipath = 10.2.0.1/16: should be PREFIX [weight 1 to 255]"),
         ("multipath = 10.2.0.0/16 weight 0", ":1: multipath = 10.2.0.0/16 weight 0: should be PREFIX"),
         (CLIENT + "multipath = 10.2.0.0/16\nmultipath = 10.2.0.0/16 weight 2", ":7: multipath = 10.2.0.0/16: given tw"),
         (SERVER + "multipath = 10.9.0.0/24", ":6: multipath = 10.9.0.0/24: is inside pool-ipv4 = 10.9.0.0/24, which"),

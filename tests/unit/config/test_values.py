@@ -29,10 +29,10 @@ from bulkvpnd.config import values
         (values.path, {"/a": pathlib.Path("/a")}, ["", "a", "/a\0"]),
         (values.multipath,
          {"10.2.0.0/16": values.Multipath(ipaddress.ip_network("10.2.0.0/16"), 1, None),
-          "fd02::/48  weight 256": values.Multipath(ipaddress.ip_network("fd02::/48"), 256, None),
+          "fd02::/48  weight 255": values.Multipath(ipaddress.ip_network("fd02::/48"), 255, None),
           "10.2.0.0/16 weight 3 source 10.1.0.1":
               values.Multipath(ipaddress.ip_network("10.2.0.0/16"), 3, ipaddress.ip_address("10.1.0.1"))},
-         ["", "10.2.0.0", "10.2.0.0/33", "10.2.0.0/16 3", "10.2.0.0/16 weight", "10.2.0.0/16 weight 257",
+         ["", "10.2.0.0", "10.2.0.0/33", "10.2.0.0/16 3", "10.2.0.0/16 weight", "10.2.0.0/16 weight 256",
           "10.2.0.0/16 weight -1", "10.2.0.0/16 weight ١", "10.2.0.0/16 source fd02::1", "10.2.0.0/16 source x",
           "10.2.0.0/16 source 10.1.0.1 weight 1", "224.0.0.0/4", "127.0.0.0/8", "fe80::/64", "10.2.0.0/16\n"]),
         (values.network(4, 30), {"10.0.0.0/8": ipaddress.ip_network("10.0.0.0/8")},
