@@ -1,13 +1,15 @@
 """``bulkvpnctl init-instances``: several configurations from one, for instances that carry the same networks together.
 
     server.conf  -->  server1.conf … serverN.conf      ports 7443 … 7442+N, each a part of the pool
-                      and server1.clients.d …          networks behind clients, as in server.clients.d
+                      and server1.clients.d …          networks behind clients, which all of them carry together
     client.conf  -->  client1.conf … clientN.conf      the same ports of the same server
 
-Everything else, certificate and key too, is as in the one they come from. No file is ever overwritten.
+Everything else, certificate and key too, is as in the one they come from. No file is ever overwritten, and each that is
+made passes the checks of the daemon's start.
 """
 
 import contextlib
+import dataclasses
 import ipaddress
 import os
 import pathlib
@@ -16,11 +18,13 @@ import re
 from bulkvpnd import config
 from bulkvpnd.admin import files, pki
 from bulkvpnd.admin.errors import CommandError
+from bulkvpnd.control import current
 
 INSTANCES_MAX = 64
 """More instances than this have more workers than any machine has cores (choice)."""
 INSTANCES = config.integer(2, INSTANCES_MAX, "instances")
-ENDPOINTS = {"server": "listen", "client": "remote"}
+ENDPOINTS = {"server": ("listen", "metrics"), "client": ("remote", "metrics")}
+"""The options whose ports go up by one from instance to instance."""
 FILES = ("ca", "certificate", "key", "crl")
 POOLS = ("pool-ipv4", "pool-ipv6")
 UNSHAREABLE = ("runtime-directory", "state-directory")
@@ -46,16 +50,21 @@ def run(arguments):
         (file for mode in ENDPOINTS if os.path.lexists(file := base / f"{mode}.conf")), base / "server.conf"
     )
     given, _ = config.load(["--config", str(source)])
+    wishes = tuple(map(config.BY_NAME["multipath"].parse, arguments.multipath))
+    # Of the one that they come from, so that a message names a file that there is.
+    given, _, _ = current.check(dataclasses.replace(given, multipath=given.multipath + wishes))
     items, lines = config.read_items(source)
     for name in UNSHAREABLE:
         if name in items:
             raise CommandError(f"{source}:{lines[name][0]}: {name}: each instance needs its own; take it out")
+    added = _to_share(given)
+    together = {"multipath": [*items.get("multipath", ()), *arguments.multipath, *added]}
     made = {}
     for number, changes in enumerate(_changes(given, items, source, count), 1):
         name = f"{given.mode}{number}"
         made[base / f"{name}.conf"] = _text(
             f"Made by bulkvpnctl init-instances from {source}: instance {number} of {count}.",
-            {**items, **_moved(items, source.parent, base), **changes, **_multipath(items, arguments.multipath)},
+            {**items, **_moved(items, source.parent, base), **changes, **together},
         )
     fixed = _clients(source, [f"{given.mode}{number}" for number in range(1, count + 1)], base, made)
     for file in (*made, *dict.fromkeys(file.parent for file in fixed)):
@@ -71,15 +80,31 @@ def run(arguments):
             undo.callback(file.unlink, missing_ok=True)
         for file in made:
             # What does not start is not left behind.
-            config.load(["--config", str(file)])
+            _check(file)
         undo.pop_all()
     mode = given.mode
     for file in made:
         print(f"{file}: made")
+    for network in added:
+        print(f"{network}: is behind a client, so all of them carry it together; where this machine itself sends to "
+              f"it, add to multipath = {network} in each: source ADDRESS, its own in its network")
     print(f"Start them, in place of bulkvpnd@{source.stem}, with:\n"
           f"    systemctl disable --now bulkvpnd@{source.stem}\n"
           f"    systemctl enable --now {' '.join(f'bulkvpnd@{mode}{number}' for number in range(1, count + 1))}")
     return os.EX_OK
+
+
+def _check(file):
+    try:
+        current.check(config.load(["--config", str(file)])[0])
+    except config.ConfigurationError as error:
+        raise CommandError(f"nothing was made, since an instance would not start: {error}") from None
+
+
+def _to_share(given):
+    """The networks behind clients that no multipath names. Only one instance could have a route of its own to each."""
+    shared = {wish.prefix for wish in given.multipath}
+    return [str(network) for client in given.clients for network in client.networks if network not in shared]
 
 
 def _clients(source, names, base, made):
@@ -109,23 +134,31 @@ def _for_pools(line, pools):
 
 def _changes(given, items, source, count):
     """For each instance what is its own: [{option: value or list of values}]."""
-    option = ENDPOINTS[given.mode]
-    endpoints = getattr(given, option)
-    ports = [[port + number for _, port in endpoints] for number in range(count)]
-    taken = {(host, port) for row in ports for (host, _), port in zip(endpoints, row)}
-    if max(map(max, ports)) > 65535 or len(taken) < count * len(endpoints):
-        raise CommandError(f"{source}: {option}: {count} instances need {count} ports from each of these on, and no "
-                           "two may meet; choose other ports")
+    endpoints = {option: found for option in ENDPOINTS[given.mode] if (found := _endpoints(given, option))}
+    # A remote is another machine's. Of this one's ports none may be two instances', whatever addresses they are at.
+    taken = [{(option == "remote" and host, port + number) for option, found in endpoints.items()
+              for host, port in found} for number in range(count)]
+    union = set().union(*taken)
+    if max(port for _, port in union) > 65535 or len(union) < sum(map(len, taken)):
+        raise CommandError(f"{source}: {', '.join(endpoints)}: {count} instances need {count} ports from each of these "
+                           "on, and no two may meet; choose other ports")
     stem = items["device"].replace("%d", "").rstrip("0123456789") if "device" in items else given.mode
     pools = {name: _parts(source, name, getattr(given, config.BY_NAME[name].field), count) for name in POOLS}
     return [
         {
-            option: [config.endpoint_text(host, port) for (host, _), port in zip(endpoints, row)],
-            "device": f"{stem[:13]}{number}",
-            **{name: str(parts[number - 1]) for name, parts in pools.items() if parts},
+            **{option: [config.endpoint_text(host, port + number) for host, port in found]
+               for option, found in endpoints.items()},
+            "device": f"{stem[:13]}{number + 1}",
+            **{name: str(parts[number]) for name, parts in pools.items() if parts},
         }
-        for number, row in enumerate(ports, 1)
+        for number in range(count)
     ]
+
+
+def _endpoints(given, option):
+    """[(host, port), ...]"""
+    value = getattr(given, option)
+    return value if config.BY_NAME[option].repeat else [value] if value else []
 
 
 def _parts(source, name, pool, count):
@@ -151,10 +184,6 @@ def _moved(items, there, here):
     if there == here:
         return {}
     return {name: str(there / value) for name in FILES if "-----BEGIN" not in (value := items.get(name, "-----BEGIN"))}
-
-
-def _multipath(items, wishes):
-    return {"multipath": [*items.get("multipath", ()), *wishes]} if wishes else {}
 
 
 def _text(comment, items):

@@ -37,6 +37,12 @@ STILL_MAX = 2.0
 """Seconds that a stream may stand still for a move: MOVED, and the timeout of its TCP that doubled meanwhile."""
 
 
+def behind_clients(network, text):
+    directory = network.directory / "server.clients.d"
+    directory.mkdir()
+    (directory / "site-b.conf").write_text(text)
+
+
 class Sites:
     """Both sites with their configurations; each role has its instances by number."""
 
@@ -45,6 +51,7 @@ class Sites:
         self.hosts = {"server": network.server, "client": network.client}
         self.before = None
         self.running = {}  # (role, number): Daemon
+        behind_clients(network, CLIENTS)
         for at, (role, host) in enumerate(self.hosts.items()):
             wishes = []
             for networks, addresses in SITES.values():
@@ -55,10 +62,6 @@ class Sites:
                  network.directory, "--from", network.directory / f"{role}.conf", *wishes],
                 check=True, cwd=ROOT, capture_output=True,
             )  # fmt: skip
-        for number in range(1, COUNT + 1):
-            directory = network.directory / f"server{number}.clients.d"
-            directory.mkdir()
-            (directory / "site-b.conf").write_text(CLIENTS)
         self.before = self.snapshot()
 
     def snapshot(self):
@@ -144,6 +147,21 @@ def still(stream):
 def sites(tmp_path):
     with two_hosts(tmp_path) as network:
         yield Sites(network)
+
+
+def test_what_is_made_starts(network):
+    """All of them, whatever the one that they come from has that only one instance can have."""
+    behind_clients(network, CLIENTS)
+    with (network.directory / "server.conf").open("a") as file:
+        file.write("metrics = 127.0.0.1:9743\n")
+    before = snapshot.take(network.server)
+    subprocess.run([sys.executable, "-m", "bulkvpnd.admin", "init-instances", "2", "--directory", network.directory],
+                   check=True, cwd=ROOT, capture_output=True)
+    servers = [Daemon(network.server, network.directory, f"server{number}", FLAGS) for number in (1, 2)]
+    for server in servers:
+        server.wait_ready()
+    assert [server.stop() for server in servers] == [0, 0]
+    assert snapshot.differences(before, snapshot.take(network.server)) == []
 
 
 def test_four_instances_carry_one_prefix_and_survive_the_loss_of_two(sites):

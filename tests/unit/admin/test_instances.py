@@ -9,15 +9,18 @@ from bulkvpnd import config
 from bulkvpnd.config import values
 
 MULTIPATH = "10.2.0.0/16 weight 2 source 10.1.0.1"
+FAR = "[client far]\nipv4 = 10.9.0.70\nnetworks = 10.2.0.0/16\n"
 
 
 @pytest.fixture
 def site(tmp_path, pki_ctl):
-    """A directory with server.conf and client.conf as `bulkvpnctl pki` makes them."""
+    """A directory with server.conf and client.conf as `bulkvpnctl pki` makes them, and a network behind the client."""
     pools = "--pool-ipv4", "10.9.0.0/24", "--pool-ipv6", "fd09::/64"
     remotes = "--remote", "192.0.2.1", "--remote", "[2001:db8::1]"
     assert pki_ctl("init", *pools, directory=tmp_path)[0] == 0
     assert pki_ctl("add", "far", *remotes, "--output", tmp_path / "client.conf", directory=tmp_path)[0] == 0
+    (tmp_path / "server.clients.d").mkdir()
+    (tmp_path / "server.clients.d" / "far.conf").write_text(FAR)
     return tmp_path
 
 
@@ -73,6 +76,7 @@ def test_what_the_administrator_wrote_stays(site, make):
     text = (site / "server.conf").read_text()
     more = "connections = 8\ndevice = office7\nmultipath = fd02::/48\nroutes = 10.1.0.0/16\nroutes = 10.3.0.0/16\n"
     (site / "server.conf").write_text(more + text)
+    (site / "server.clients.d" / "far.conf").write_text(FAR + "networks = fd02::/48\n")
     assert make(2, "--multipath", MULTIPATH)[0] == 0
     for number, one in enumerate(loaded(site, "server", 2), 1):
         assert (one.connections, one.device) == (8, f"office{number}")
@@ -81,10 +85,7 @@ def test_what_the_administrator_wrote_stays(site, make):
 
 
 def test_networks_behind_clients_are_every_instance_s_and_fixed_addresses_one_s(site, make):
-    directory = site / "server.clients.d"
-    directory.mkdir()
-    (directory / "far.conf").write_text("[client far]\nipv4 = 10.9.0.70\nnetworks = 10.2.0.0/16\n")
-    (directory / "notes.txt").write_text("not read")
+    (site / "server.clients.d" / "notes.txt").write_text("not read")
     assert make(4)[0] == 0
     for number in range(1, 5):
         made = site / f"server{number}.clients.d"
@@ -132,9 +133,8 @@ def test_nothing_is_overwritten(site, refused):
     (site / "server3.conf").write_text("mine")
     assert f"{site / 'server3.conf'}: exists already" in refused(4)
     (site / "server3.conf").unlink()
-    for name in ("server.clients.d", "server2.clients.d"):
-        (site / name).mkdir()
-        (site / name / "far.conf").write_text("[client far]\n")
+    (site / "server2.clients.d").mkdir()
+    (site / "server2.clients.d" / "far.conf").write_text("[client far]\n")
     assert f"{site / 'server2.clients.d'}: exists already" in refused(4)
 
 
@@ -143,7 +143,9 @@ def test_nothing_is_overwritten(site, refused):
     [
         ("listen = [::]:7443", "listen = [::]:65535", 2, "listen: 2 instances need 2 ports from each of these on"),
         ("listen = [::]:7443", "listen = [::]:7443\nlisten = [::]:7444", 2, "listen: 2 instances need 2 ports"),
-        ("10.9.0.0/24", "10.9.0.0/30", 2, "pool-ipv4 = 10.9.0.0/30: is too small to be shared by 2 instances"),
+        ("mode = server", "mode = server\nmetrics = 127.0.0.1:65535", 2, "listen, metrics: 2 instances need 2 ports"),
+        ("mode = server", "mode = server\nmetrics = 127.0.0.1:7444", 2, "listen, metrics: 2 instances need 2 ports"),
+        ("10.9.0.0/24", "10.9.0.0/25", 64, "pool-ipv4 = 10.9.0.0/25: is too small to be shared by 64 instances"),
         ("fd09::/64", "fd09::/124", 8, "pool-ipv6 = fd09::/124: is too small to be shared by 8 instances"),
         ("mode = server", "mode = server\nstate-directory = /x", 2, "server.conf:7: state-directory: each instance"),
         ("mode = server", "mode = server\nmultipath = 10.2.0.0/16", 2, "multipath = 10.2.0.0/16: given twice"),
@@ -157,6 +159,49 @@ def test_what_cannot_work_is_said_and_leaves_nothing(site, old, new, count, expe
     if "state-directory = /x" in lines:
         expected = expected.replace(":7:", f":{lines.index('state-directory = /x') + 1}:")
     assert expected in refused(count, "--multipath", MULTIPATH)
+
+
+def test_metrics_have_a_port_in_each(site, make):
+    for file in (site / "server.conf", site / "client.conf"):
+        file.write_text("metrics = [::1]:9743\n" + file.read_text())
+    assert make(3)[0] == make(3, "--from", site / "client.conf")[0] == 0
+    for mode in ("server", "client"):
+        assert [one.metrics for one in loaded(site, mode, 3)] == [("::1", 9743), ("::1", 9744), ("::1", 9745)]
+
+
+def test_networks_behind_clients_are_carried_together_whether_asked_for_or_not(site, make):
+    """Each instance would make a route of its own to them, and only the first would start."""
+    with (site / "server.clients.d" / "far.conf").open("a") as file:
+        file.write("networks = fd02::/48\n")
+    status, said, _ = make(2, "--multipath", MULTIPATH)
+    assert status == 0
+    for one in loaded(site, "server", 2):
+        assert list(map(str, one.multipath)) == [MULTIPATH, "fd02::/48 weight 1"]
+    assert "fd02::/48: is behind a client" in said and "10.2.0.0/16: is behind" not in said
+
+
+@pytest.mark.parametrize(
+    ("prefix", "text", "expected"),
+    [
+        ("10.3.0.0/16", FAR, "server.conf: multipath = 10.3.0.0/16: is behind no client; write networks = "),
+        ("10.2.0.0/16", FAR + "colour = red\n", "server.clients.d/far.conf:4: colour: unknown"),
+        ("10.2.0.0/16", FAR.replace(".70", ".64"), "server2.clients.d/far.conf:2: ipv4 = 10.9.0.64: should be an"),
+        ("10.2.0.0/16 weight 2", "[client far]\n", "server.conf: multipath = 10.2.0.0/16: is behind no client"),
+    ],
+)
+def test_what_the_daemon_would_not_start_with_is_not_made(site, refused, prefix, text, expected):
+    """--check of bulkvpnd(8) is asked, of the one that they come from and of those that would be made."""
+    (site / "server.clients.d" / "far.conf").write_text(text)
+    assert f"{site}/{expected}" in refused(4, "--multipath", prefix)
+
+
+def test_a_certificate_that_does_not_fit_is_not_multiplied(site, refused):
+    text = (site / "client.conf").read_text()
+    block = text[text.index("<key>") : text.index("</key>")]
+    other = (site / "server.conf").read_text()
+    file = site / "server.conf"
+    file.write_text(other.replace(other[other.index("<key>") : other.index("</key>")], block))
+    assert f"{file}: key: " in refused(2)
 
 
 def test_a_file_that_is_not_there(tmp_path, refused):
