@@ -65,7 +65,7 @@ class ClientNetwork:
         if firewall.exists():
             # A run that crashed closed it; a start that fails must not open it.
             firewall.hold(killswitch.PART)
-        firewall.apply(killswitch.PART, killswitch.objects(self._device, self.mark, local))
+        firewall.apply(killswitch.PART, killswitch.objects(self.mark, local))
         log.info("kill switch: only the tunnel leads out of this machine%s",
                  ", except to " + _listed(local) if local else "")
 

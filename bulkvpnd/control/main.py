@@ -33,7 +33,7 @@ from bulkvpnd.control.multipath import Multipath, literal_addresses
 from bulkvpnd.control.server import Server
 from bulkvpnd.control.status import Claim, CommandError, StatusSocket
 from bulkvpnd.control.tuning import Tuner
-from bulkvpnd.host import firewall, link, sysctl
+from bulkvpnd.host import device, firewall, link, sysctl
 from bulkvpnd.host.changes import Changes
 from bulkvpnd.host.multipath import MultipathError
 from bulkvpnd.host.tun import Tun, TunError
@@ -121,7 +121,7 @@ class Main:
         workers = self._workers
         self._tun = Tun.open(configuration.device, len(workers))
         undo.callback(self._tun.close)
-        link.bring_up(self._tun.name, configuration.mtu, configuration.txqueuelen)
+        link.bring_up(self._tun.name, configuration.mtu, configuration.txqueuelen, device.GROUPS[configuration.mode])
         self._probe_offload()
         directory = sysctl.shared_directory(configuration.runtime_directory)
         changes = undo.enter_context(Changes(sysctl.Ledger(directory, configuration.name),

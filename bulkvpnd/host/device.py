@@ -15,6 +15,11 @@ RT_TABLE_MAIN = 254
 RTN_UNICAST = 1
 IFF_LOOPBACK = 0x8
 
+GROUPS = {"server": 7443, "client": 7444}
+"""Numbers of the groups (`ip link show group 7443`) that the TUN devices of all servers, and of all clients, of this
+machine are in: by them the rules of one instance know the devices of the others (choice: the default port, and the next
+one)."""
+
 
 class Number:
     """A number of a device that RTM_SETLINK sets. option: pyroute2's name of it. attribute: the kernel's."""

@@ -1,7 +1,7 @@
 """What makes a server's machine a gateway: rules of nftables, and forwarding.
 
     clients ── bulk0 ─┬─ prerouting   what comes another way is not for the tunnel's own addresses
-                      ├─ forward      nothing goes back into the tunnel, unless clients may reach each other
+                      ├─ forward      nothing to this or another server's tunnel, unless clients may reach each other
                       └─ postrouting  masquerade, if wanted, but never with a port that is listened on ── eth0
 
 The rules are a part of the instance's table and go with it, sysctls are the ledger's.
@@ -9,6 +9,7 @@ The rules are a part of the instance's table and go with it, sysctls are the led
 
 import socket
 
+from bulkvpnd.host.device import GROUPS
 from bulkvpnd.host.firewall import DROP, address, chain, conntrack, meta, source_port, source_type
 from bulkvpnd.host.nexthop import Netlink
 
@@ -39,11 +40,15 @@ def rules(device, interfaces, nat, client_to_client, ports):
 
     device: name of the TUN device. interfaces: the server's own in the tunnel, with the length of the pool. nat:
     whether the pools are masqueraded. client_to_client: whether the kernel may send back into the tunnel what came
-    from it. ports: the TCP ports that the server listens on.
+    from it; if not, neither to nor from the tunnel of another server on this machine. ports: the TCP ports that the
+    server listens on.
     """
     objects = own_addresses(device, interfaces)
     if not client_to_client:
-        objects += chain("hairpin", "forward", FILTER, [meta("iifname", device), meta("oifname", device), *DROP])
+        # Each of the two has this device on either side too.
+        objects += chain("hairpin", "forward", FILTER,
+                         [meta("iifname", device), meta("oifgroup", GROUPS["server"]), *DROP],
+                         [meta("iifgroup", GROUPS["server"]), meta("oifname", device), *DROP])
     if nat:
         objects += masquerade(device, interfaces, ports)
     return objects

@@ -1,11 +1,13 @@
-"""The kill switch: rules by which nothing leaves this machine but through the tunnel.
+"""The kill switch: rules by which nothing leaves this machine but through a tunnel.
 
-Two chains in the instance's own table. What passes: the tunnel, the outer connections (by their mark), loopback, the
+Two chains in the instance's own table. What passes: the tunnels of all clients on this machine (by their group), or two
+kill switches would shut each other in; the outer connections (by their mark), loopback, the
 networks that the administrator names, and what an interface needs to have an address and neighbours at all: DHCP,
 DHCPv6 and neighbour discovery. ARP is no IP and never comes here. The rest is dropped and counted. Dropped and not
 refused: a connection that was open waits for the tunnel to come back, and goes on.
 """
 
+from bulkvpnd.host.device import GROUPS
 from bulkvpnd.host.firewall import DROP, address, chain, meta
 
 PART = "kill-switch"
@@ -18,18 +20,19 @@ _NEIGHBOURS = ["nd-router-solicit", "nd-neighbor-solicit", "nd-neighbor-advert",
 """RFC 4861; and RFC 3810, without which a switch may not pass on what neighbours ask."""
 
 
-def objects(device, mark, networks):
-    """The part of the table. device: of the tunnel. mark: of outer connections. networks: reached outside all the same.
+def objects(mark, networks):
+    """The part of the table. mark: of outer connections. networks: reached outside all the same.
 
     Returns what Firewall.apply takes.
     """
-    tunnel = [[meta("oifname", device), _ACCEPT]]
+    tunnel = [[meta("oifgroup", GROUPS["client"]), _ACCEPT]]
     local = [[address("daddr", network), _ACCEPT] for network in networks]
     return [
         *chain("kill-switch-output", "output", FILTER, [meta("oifname", "lo"), _ACCEPT], *tunnel,
                [meta("mark", mark), _ACCEPT], *local, *_CONFIGURATION, DROP),
         # What other machines or containers send by way of this one; what comes out of the tunnel may go on to them.
-        *chain("kill-switch-forward", "forward", FILTER, *tunnel, [meta("iifname", device), _ACCEPT], *local, DROP),
+        *chain("kill-switch-forward", "forward", FILTER, *tunnel,
+               [meta("iifgroup", GROUPS["client"]), _ACCEPT], *local, DROP),
     ]  # fmt: skip
 
 

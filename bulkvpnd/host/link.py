@@ -22,10 +22,14 @@ class LinkError(Exception):
     """The kernel refused; the message names device, value and reason."""
 
 
-def bring_up(name, mtu, txqueuelen):
-    """Sets MTU (bytes) and queue length (packets) of the device `name`, and its state to up. Raises LinkError."""
+def bring_up(name, mtu, txqueuelen, group):
+    """Sets MTU (bytes) and queue length (packets) of the device `name`, and its state to up. Raises LinkError.
+
+    group: of host.device.GROUPS.
+    """
     with IPRoute() as route:
         index = _index(route, name)
+        _do(f"{name}: group {group}", route.link, "set", index=index, group=group)
         _do(f"{name}: mtu {mtu}", route.link, "set", index=index, mtu=mtu)
         _do(f"{name}: txqueuelen {txqueuelen}", route.link, "set", index=index, txqlen=txqueuelen)
         try:

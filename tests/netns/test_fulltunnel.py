@@ -300,6 +300,31 @@ def test_two_full_tunnels_do_not_lead_into_each_other(net):
     assert not (changed := "\n".join(snapshot.differences(before, snapshot.take(net.client)))), changed
 
 
+def test_two_kill_switches_do_not_shut_each_other_in(net, wire):
+    """As two instances of one client have them: what one tunnel carries leaves this machine in that tunnel only."""
+    before = snapshot.take(net.client)
+    net.network.add_client("second")
+    server = net.network.start_server().wait_ready()
+    flags = ("--redirect-gateway=yes", "--kill-switch=yes")
+    first = net.start_client(*flags).wait_ready()
+    second = net.network.start_client(*flags, "--remote=vpn.test", name="second").wait_ready()
+    first.wait_connections(4)
+    second.wait_connections(4)
+    wire.sent()
+    assert net.get(WEB[4]) in ("10.86.0.2", "10.86.0.3") and net.get(WEB[6]) in ("fd86::2", "fd86::3")
+    for device in ("bulk0", "bulk1"):
+        net.client.run(["ping", "-n", "-c", "1", "-W", "2", "-I", device, "10.86.0.1"])
+    assert wire.sent() == set()
+    # Either one alone is as closed as both.
+    assert first.stop() == 0
+    assert net.get(WEB[4]) == "10.86.0.3"
+    server.stop()
+    wait_until(lambda: second.lines("no connection to the server is left"), 30, "the client notices")
+    assert not leaks(net, wire)
+    assert second.stop() == 0
+    assert not (changed := "\n".join(snapshot.differences(before, snapshot.take(net.client)))), changed
+
+
 def test_the_switch_lets_neighbours_find_each_other(net):
     """Over IPv6 nothing is reached before a neighbour has answered."""
     net.client.ip("-6", "neigh", "flush", "dev", "veth0")

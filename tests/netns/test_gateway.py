@@ -12,12 +12,13 @@ import json
 import os
 import re
 import select
+import shutil
 import signal
 import socket
 
 import pytest
 import snapshot
-from harness import INNER, inside, wait_until
+from harness import INNER, Daemon, inside, wait_until
 
 from bulkvpnd.admin import namespaces
 
@@ -250,9 +251,41 @@ def test_hairpin_through_the_kernel(site, is_allowed):
     assert answers(network.client, INNER[4])
     assert answers(network.client, "203.0.113.1") == is_allowed
     rules = network.server.run(["nft", "list", "table", "inet", TABLE]).stdout
-    counted = re.search(r'iifname "bulk0" oifname "bulk0" counter packets [1-9]\d* .* drop', rules)
+    counted = re.search(r'iifname "bulk0" oifgroup 7443 counter packets [1-9]\d* .* drop', rules)
     assert bool(counted) != is_allowed
     assert network.server.run(["nft", "list", "table", "ip", "own"]).stdout == mine
+
+
+def second_server(network, *flags):
+    """Another instance on the server's host, with the same clients and an address of each that is known."""
+    shutil.copy(network.directory / "server.conf", network.directory / "second.conf")
+    return Daemon(network.server, network.directory, "second",
+                  [*FLAGS, "--device=bulk1", "--listen=[::]:7444", "--pool-ipv4=10.87.0.0/24", "--pool-ipv6=fd87::/64",
+                   *flags]).wait_ready()
+
+
+@pytest.mark.parametrize(("first", "second"), [("no", "no"), ("no", "yes"), ("yes", "no"), ("yes", "yes")])
+def test_clients_of_two_servers_on_one_machine(site, first, second):
+    """Each instance that says no keeps its clients apart from those of the other, in both directions."""
+    network, _, other = site
+    for key in ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"):
+        network.server.run(["sysctl", "-qw", f"{key}=1"])
+    network.start_server(*FLAGS, f"--client-to-client={first}").wait_ready()
+    server = second_server(network, f"--client-to-client={second}")
+    network.start_client(*FLAGS).wait_ready()
+    network.start_client(*FLAGS, "--remote=198.51.100.1:7444", name="other", host=other).wait_ready()
+    route(network.client, "10.87.0.0/24", "fd87::/64")
+    route(other, "10.86.0.0/24", "fd86::/64")
+    assert answers(network.client, INNER[4]) and answers(other, "fd87::1")
+    one, two = ("10.86.0.2", "fd86::2"), ("10.87.0.2", "fd87::2")
+    for host, targets in ((network.client, two), (other, one)):
+        assert [answers(host, target) for target in targets] == [first == second == "yes"] * 2
+    if first != second:
+        # Questions, and not only the answers to them, in both directions.
+        table = TABLE if first == "no" else "bulkvpnd_second"
+        rules = network.server.run(["nft", "list", "chain", "inet", table, "hairpin"]).stdout
+        assert len(re.findall(r"counter packets [1-9]\d* .* drop", rules)) == 2, rules
+    assert not server.lines("ERROR|Traceback")
 
 
 def test_the_tunnels_address_is_not_for_other_networks(site):

@@ -39,7 +39,7 @@ def device(host):
         def make(name):
             tun = Tun.open(name, 1)
             stack.callback(tun.close)
-            link.bring_up(tun.name, 1500, 100)
+            link.bring_up(tun.name, 1500, 100, 7443)
             return tun
 
         yield make

@@ -6,7 +6,7 @@ import pytest
 from nftdouble import Nft
 
 from bulkvpnd.host import gateway
-from bulkvpnd.host.firewall import Firewall
+from bulkvpnd.host.firewall import DROP, Firewall
 
 INTERFACES = [ipaddress.ip_interface("10.86.0.1/24"), ipaddress.ip_interface("fd86::1/64")]
 
@@ -24,6 +24,16 @@ def test_chains(nat, client_to_client, expected):
     nft = Nft()
     Firewall("server", nft).apply("gateway", gateway.rules("bulk0", INTERFACES, nat, client_to_client, [7443]))
     assert nft.chains("bulkvpnd_server") == expected
+
+
+def test_neither_this_server_s_clients_nor_another_s_are_reached():
+    """By the device itself, or by any of the group that all servers' devices are in."""
+    expressions = [one["rule"]["expr"] for one in gateway.rules("bulk0", INTERFACES, False, False, [7443])
+                   if "rule" in one and one["rule"]["chain"] == "hairpin"]
+    matched = [{part["match"]["left"]["meta"]["key"]: part["match"]["right"] for part in one if "match" in part}
+               for one in expressions]
+    assert matched == [{"iifname": "bulk0", "oifgroup": 7443}, {"iifgroup": 7443, "oifname": "bulk0"}]
+    assert all(tuple(one[2:]) == DROP for one in expressions)
 
 
 def test_one_rule_for_each_version_that_there_is():

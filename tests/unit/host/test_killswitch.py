@@ -13,7 +13,7 @@ from bulkvpnd.host import killswitch, redirect
 from bulkvpnd.host.firewall import DROP, Firewall, FirewallError
 
 LOCAL = [ipaddress.ip_network("192.168.1.0/24"), ipaddress.ip_network("fd00::1/128")]
-OBJECTS = killswitch.objects("bulk0", 7443, LOCAL)
+OBJECTS = killswitch.objects(7443, LOCAL)
 
 
 @pytest.mark.parametrize("hook", ["output", "forward"])
@@ -24,7 +24,7 @@ def test_what_no_rule_lets_pass_is_dropped(hook):
     for rule in passing:
         assert rule[-1] == {"accept": None} and len(rule) > 1, "a rule without a condition would let everything pass"
     named = json.dumps(passing)
-    assert "192.168.1.0" in named and "fd00::1" in named and "bulk0" in named
+    assert "192.168.1.0" in named and "fd00::1" in named and "oifgroup" in named
     assert ("7443" in named) == (hook == "output")
 
 

@@ -16,13 +16,13 @@ from bulkvpnd.host import link
 from bulkvpnd.host.tun import Tun
 
 tun = Tun.open("bulk0", 2)
-link.bring_up(tun.name, 1400, 9000)
+link.bring_up(tun.name, 1400, 9000, 7443)
 with IPRoute() as route:
     (index,) = route.link_lookup(ifname=tun.name)
     (device,) = route.get_links(index)
     print(json.dumps({
         "state": device["state"],
-        **{name: device.get_attr("IFLA_" + name.upper()) for name in ("mtu", "txqlen", "qdisc")},
+        **{name: device.get_attr("IFLA_" + name.upper()) for name in ("mtu", "txqlen", "qdisc", "group")},
         "addresses": [one.get_attr("IFA_ADDRESS") for one in route.get_addr(index=index)],
         "queues of the kernel": len([one for one in route.get_qdiscs(index) if one.get_attr("TCA_KIND") != "noqueue"]),
     }))
@@ -38,5 +38,5 @@ def test_a_device_that_is_up():
     done = subprocess.run([*unshare, sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=30,
                           env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {"state": "up", "mtu": 1400, "txqlen": 9000, "qdisc": "noqueue", "addresses": [],
-                                       "queues of the kernel": 0}
+    assert json.loads(done.stdout) == {"state": "up", "mtu": 1400, "txqlen": 9000, "qdisc": "noqueue", "group": 7443,
+                                       "addresses": [], "queues of the kernel": 0}

@@ -22,7 +22,7 @@ from bulkvpnd.host.tun import Tun, TunError
 tun = Tun.open("probed", 2)
 # A device that is down takes the flags and refuses the write, as some kernels do with their device up.
 print(tun.enable_offload(), tun.offloads)
-link.bring_up(tun.name, 1500, 9000)
+link.bring_up(tun.name, 1500, 9000, 7443)
 print(tun.enable_offload(), tun.offloads)
 tun.disable_offload()
 print(tun.offloads, tun.is_up())
