@@ -131,9 +131,8 @@ class Machine:
         shown = transport.shown(address)
         with socket.socket(family, socket.SOCK_STREAM) as sock:
             sock.settimeout(TIMEOUT)
-            if self._configuration.redirect_gateway:
-                # Past the tunnel, as the instance's own connections go. Without root nothing is said of the path.
-                transport.mark(sock, redirect.choose_mark())
+            # Without root nothing is said of the path.
+            transport.mark(sock, self._mark())
             try:
                 sock.connect(address)
             except OSError as error:
@@ -151,9 +150,13 @@ class Machine:
                 return Greeting("tls", getattr(error, "strerror", None) or str(error) or "no answer", shown, mtu)
         return Greeting("done", None, shown, mtu)
 
+    def _mark(self):
+        """By which packets go past the tunnel, as the instance's own connections do; None where no full tunnel is."""
+        return redirect.choose_mark() if self._configuration.redirect_gateway else None
+
     def towards(self, addresses):
         """Names of the devices that lead to addresses, or with None to anywhere. Raises OSError."""
-        return device.towards(addresses)
+        return device.towards(addresses, self._mark())
 
     def mtu(self, name):
         """Raises OSError."""
@@ -163,7 +166,7 @@ class Machine:
         """Whether `address` answers a ping whose packet of `size` bytes may not be cut. Raises OSError without ping."""
         headers = 48 if ":" in address else 28
         command = ["ping", "-n", "-c", "2", "-i", "0.2", "-W", "1", "-w", "3", "-M", "do", "-s", str(size - headers),
-                   address]
+                   *(("-m", str(mark)) if (mark := self._mark()) else ()), address]
         return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=6).returncode == 0
 
     # Kernel and firewall

@@ -76,15 +76,18 @@ def resolve(endpoints):
     return list(dict.fromkeys(addresses))
 
 
-def towards(addresses):
+def towards(addresses, mark=None):
     """Names of the devices that lead to `addresses` (texts, IPv4 and IPv6), each once; None: of the default routes.
-    Loopback is left out, and what cannot be reached. Raises OSError."""
+    Loopback is left out, and any tunnel of ours, and what cannot be reached. mark: of the packets, None for those that
+    have none. Raises OSError."""
+    marked = {"mark": mark} if mark else {}
     with _netlink() as route:
         indexes = []
         for address in addresses or ():
             # OSError: an address with a zone, as link-local ones have.
             with contextlib.suppress(NetlinkError, OSError):
-                found = route.route("get", dst=address, family=socket.AF_INET6 if ":" in address else socket.AF_INET)
+                family = socket.AF_INET6 if ":" in address else socket.AF_INET
+                found = route.route("get", dst=address, family=family, **marked)
                 indexes += [index for one in found for index in _outgoing(one)]
         if addresses is None:
             for family in (socket.AF_INET, socket.AF_INET6):
@@ -96,7 +99,7 @@ def towards(addresses):
         for index in dict.fromkeys(indexes):
             # One that went meanwhile has none.
             names += [link.get_attr("IFLA_IFNAME") for link in route.get_links(index)
-                      if not link["flags"] & IFF_LOOPBACK]
+                      if not link["flags"] & IFF_LOOPBACK and link.get_attr("IFLA_GROUP") not in GROUPS.values()]
         return names
 
 

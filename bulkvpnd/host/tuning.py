@@ -11,7 +11,7 @@ import logging
 import socket
 from collections.abc import Callable
 
-from bulkvpnd.host import device
+from bulkvpnd.host import device, redirect
 from bulkvpnd.host.gateway import FORWARDING
 from bulkvpnd.host.sysctl import AGREEMENTS, LedgerError, Outcome
 
@@ -48,8 +48,8 @@ def situation(options, name, addresses, ledger):
         outer = (options.wan_interface,)
     else:
         try:
-            found = device.towards(None if options.mode == "server" else addresses)
-            outer = tuple(one for one in found if one != name)
+            mark = redirect.choose_mark() if options.redirect_gateway else None
+            outer = tuple(device.towards(None if options.mode == "server" else addresses, mark))
         except OSError as error:
             log.info("the interface that leads to the other end is not known: %s", error.strerror or error)
             outer = ()

@@ -8,6 +8,7 @@ address that it came from, and in what passes the client's veth0.
 """
 
 import contextlib
+import json
 import pathlib
 import shutil
 import socket
@@ -323,6 +324,24 @@ def test_two_kill_switches_do_not_shut_each_other_in(net, wire):
     assert not leaks(net, wire)
     assert second.stop() == 0
     assert not (changed := "\n".join(snapshot.differences(before, snapshot.take(net.client)))), changed
+
+
+def test_a_second_full_tunnel_knows_which_interface_leads_outside(net):
+    """Not the first one's tunnel, whose MTU is its own affair."""
+    net.network.add_client("second")
+    net.network.start_server().wait_ready()
+    first = net.start_client("--redirect-gateway=yes").wait_ready()
+
+    def mtu(device):
+        return json.loads(net.client.ip("-j", "link", "show", device))[0]["mtu"]
+
+    assert (mtu("veth0"), mtu("bulk0")) == (1500, 1500)
+    second = net.network.start_client("--redirect-gateway=yes", "--remote=vpn.test", "--wan-mtu=1400", name="second")
+    second.wait_ready()
+    assert (mtu("veth0"), mtu("bulk0")) == (1400, 1500)
+    assert second.stop() == 0
+    assert (mtu("veth0"), mtu("bulk0")) == (1500, 1500)
+    assert first.stop() == 0
 
 
 def test_the_switch_lets_neighbours_find_each_other(net):

@@ -62,6 +62,25 @@ def run(program):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+def test_the_way_outside_is_looked_for_with_the_mark():
+    """What leads to the server is never a tunnel of ours, neither this one nor another's that it may lead through."""
+    without, plain, marked, inside = run("""
+from bulkvpnd.host import device
+
+def say(mark=None):
+    print(json.dumps(device.towards(["203.0.113.1", "2001:db8:9::1"], mark)))
+
+full = redirect.Redirect("bulk0", redirect.choose_mark())
+say(7443)
+full.apply({4, 6})
+say()
+say(redirect.choose_mark())
+ip("link", "set", "bulk0", "group", "7444")
+say()
+""")
+    assert (without, plain, marked, inside) == (["veth0"], ["bulk0"], ["veth0"], [])
+
+
 def test_what_is_marked_goes_outside_and_the_rest_into_the_tunnel():
     without, both, marked, near, ipv4, again, gone = run("""
 def say():
