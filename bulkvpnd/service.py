@@ -18,8 +18,10 @@ log = logging.getLogger(__name__)
 
 FIELDS = ("INSTANCE", "IDENTITY", "SESSION", "CONNECTION", "WORKER", "PEER", "REASON")
 RATE_BURST = 10
-RATE_PERIOD = 5.0
-"""At most RATE_BURST lines of one kind at once, then one in RATE_PERIOD seconds, where peers provoke them."""
+RATE_PERIOD = 50.0
+"""At most RATE_BURST lines of one kind at once, and that many again in RATE_PERIOD seconds (choice)."""
+KINDS_MAX = 16384
+"""Kinds of line that are told apart, about 4 MiB; which came last the longest ago is forgotten first (choice)."""
 REASON_MAX = 200
 """Characters of the reason for the end of a connection, which may quote the other end (choice)."""
 NOTIFY_TIMEOUT = 1.0
@@ -55,26 +57,31 @@ def _stderr_is_journal():
 
 
 class RateLimit(logging.Filter):
-    """Thins out records that carry `limited=True`, one budget for each message template."""
+    """Thins out whatever is logged: each kind of line has a budget, and the next that passes tells how many did not.
+
+    A kind is a place in the code and, where the line has one, an identity: who connects again and again hides nobody
+    else's lines. `burst` in a record is for a place that says much in a short time by its nature; else RATE_BURST is.
+    There is no other way around it, so a new line has its rate whether or not a peer can cause it.
+    """
 
     def __init__(self, clock=time.monotonic):
         super().__init__()
         self._clock = clock
-        self._budgets = {}
+        self._budgets = {}  # kind: (lines left, when, lines left out since the last that passed), the last to come last
 
     def filter(self, record):
-        if not getattr(record, "limited", False):
-            return True
         now = self._clock()
-        left, since, suppressed = self._budgets.get(record.msg, (RATE_BURST, now, 0))
-        left = min(RATE_BURST, left + (now - since) / RATE_PERIOD)
-        if left < 1:
-            self._budgets[record.msg] = (left, now, suppressed + 1)
-            return False
-        self._budgets[record.msg] = (left - 1, now, 0)
-        if suppressed:
-            record.msg = f"{record.msg} ({suppressed} more like this before)"
-        return True
+        kind = record.pathname, record.lineno, getattr(record, "IDENTITY", None)
+        burst = getattr(record, "burst", RATE_BURST)
+        left, since, left_out = self._budgets.pop(kind, (burst, now, 0))
+        left = min(burst, left + (now - since) * burst / RATE_PERIOD)
+        passes = left >= 1
+        self._budgets[kind] = (left - 1, now, 0) if passes else (left, now, left_out + 1)
+        if len(self._budgets) > KINDS_MAX:
+            del self._budgets[next(iter(self._budgets))]
+        if passes and left_out:
+            record.msg = f"{record.msg} ({left_out} more like this before)"
+        return passes
 
 
 def printable(text, limit=64):
@@ -100,7 +107,7 @@ def notify(**variables):
             sock.sendall(message.encode())
     except OSError as error:
         # The tunnel does not need it; systemd ends what it hears nothing from.
-        log.warning("systemd cannot be notified: %s", error.strerror or error, extra={"limited": True})
+        log.warning("systemd cannot be notified: %s", error.strerror or error)
 
 
 def watchdog_period():

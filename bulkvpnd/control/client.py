@@ -131,8 +131,7 @@ class Client:
                     continue
                 connection = self._keep(index, connection)
                 ended = connection.ended.get()
-                log.info("connection %d ended: %s", index, ended,
-                         extra={"CONNECTION": index, "REASON": ended, "limited": True})
+                log.info("connection %d ended: %s", index, ended, extra={"CONNECTION": index, "REASON": ended})
                 if ended == SHUTDOWN or time.monotonic() - connection.since > LIVED:
                     pause, hurry_until = PAUSE_MIN, time.monotonic() + RESTART_TIME
                 if ended == SHUTDOWN and self._is_of_session(connection):
@@ -142,7 +141,7 @@ class Client:
             except Refused as refused:
                 retry, _ = handshake.REFUSALS[refused.reason]
                 log.log(logging.INFO if retry else logging.ERROR, "connection %d: %s", index, refused,
-                        extra={"CONNECTION": index, "REASON": refused.reason, "limited": True,
+                        extra={"CONNECTION": index, "REASON": refused.reason,
                                "MESSAGE_ID": events.ID["server-refused"]})
                 self._failure = f"{transport.shown(tried[-1])}: {refused}"
             except gevent.Timeout:
@@ -154,7 +153,7 @@ class Client:
                 self._failed(index, tried[-1], getattr(error, "strerror", None) or str(error), says_why)
             except Exception:
                 # Our own bug: it may cost this try, never the dialler.
-                log.exception("internal error with connection %d", index, extra={"CONNECTION": index, "limited": True})
+                log.exception("internal error with connection %d", index, extra={"CONNECTION": index})
             if tried and tried[-1] == self._next_remote() and not self._is_carried():
                 # Once, if several diallers have tried it.
                 self._turn += 1
@@ -181,7 +180,7 @@ class Client:
         if says_why:
             self._failure = f"{transport.shown(remote)}: {reason}"
         log.warning("connection %d to %s failed: %s", index, transport.shown(remote), reason,
-                    extra={"CONNECTION": index, "PEER": transport.shown(remote), "REASON": reason, "limited": True,
+                    extra={"CONNECTION": index, "PEER": transport.shown(remote), "REASON": reason,
                            "MESSAGE_ID": events.ID["connection-failed"]})
 
     def _dial(self, index, tried):
@@ -208,7 +207,7 @@ class Client:
                     raise
             if self._welcome is session and (tried[-1] == self._server or not self._is_carried()):
                 log.info("connection %d: the server does not know the session any more", index,
-                         extra={"CONNECTION": index, "limited": True})
+                         extra={"CONNECTION": index})
                 self._set_session(None)
             # Else another dialler has found the session's server meanwhile.
 

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 SERVERS_MAX = 64
 """Addresses of the server that routes are led around (choice)."""
+LISTED_MAX = 32
+"""Networks or addresses that one line of the log names (choice)."""
 SRC_VALID_MARK = "net.ipv4.conf.all.src_valid_mark"
 NAMING_WAIT = 2.0
 """Seconds that a start waits for the name servers (choice: polkit, started by the first question, takes 0.1)."""
@@ -151,8 +153,9 @@ class ClientNetwork:
             refused |= dict.fromkeys(wanted.pop(version), f"the tunnel carries no IPv{version}")
         self._led = policy.around([network for some in wanted.values() for network in some], self._servers)
         refused |= self._routes.apply(self._led)
-        for network, reason in refused.items():
-            log.warning("no route to %s through the tunnel: %s", network, reason)
+        for reason in dict.fromkeys(refused.values()):
+            log.warning("no route to %s through the tunnel: %s",
+                        _listed(network for network, why in refused.items() if why == reason), reason)
         if set(self._led) - set(refused):
             log.info("routes through the tunnel: %s", _listed(one for one in self._led if one not in refused))
 
@@ -184,4 +187,7 @@ def _address(text):
 
 
 def _listed(values):
-    return ", ".join(map(str, values)) or "none"
+    """What one line of the log says of them."""
+    texts = list(map(str, values))
+    more = [f"{len(texts) - LISTED_MAX} more"] if len(texts) > LISTED_MAX else []
+    return ", ".join(texts[:LISTED_MAX] + more) or "none"

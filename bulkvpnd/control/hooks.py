@@ -64,6 +64,11 @@ class _Call:
     path: str
     environment: dict
 
+    @property
+    def fields(self):
+        """Of its lines in the journal."""
+        return {"IDENTITY": self.key} if self.key else {}
+
 
 class Hooks:
     """The programs of an instance. dropped: events for which there was no room. time_max: seconds for each."""
@@ -87,8 +92,7 @@ class Hooks:
             return
         if len(self._waiting) >= WAITING_MAX:
             self.dropped += 1
-            log.warning("%s: not started for %s, %d events wait already", path, event, WAITING_MAX,
-                        extra={"limited": True})
+            log.warning("%s: not started for %s, %d events wait already", path, event, WAITING_MAX)
             return
         values |= {"event": event, "instance": self._configuration.name, "mode": self._configuration.mode,
                    "device": self._device}
@@ -109,7 +113,7 @@ class Hooks:
             self._run_program(call)
         except OSError as error:
             log.warning("%s %s: cannot be started: %s; its first line has to name a program that is there", call.path,
-                        call.event, error.strerror, extra={"limited": True})
+                        call.event, error.strerror, extra=call.fields)
         finally:
             del self._running[call.key]
             self._start_next()
@@ -122,13 +126,13 @@ class Hooks:
                     self._log_output(call, process.stdout)
                     status = process.wait()
             except gevent.Timeout:
-                log.warning("%s %s: ended after %.0f s", call.path, call.event, self._time_max)
+                log.warning("%s %s: ended after %.0f s", call.path, call.event, self._time_max, extra=call.fields)
                 return
             finally:
                 # What it left running in its session goes too; more than that it would have to hide on purpose.
                 _kill(process.pid)
         if status:
-            log.warning("%s %s: ended with status %d", call.path, call.event, status, extra={"limited": True})
+            log.warning("%s %s: ended with status %d", call.path, call.event, status, extra=call.fields)
 
     @staticmethod
     def _log_output(call, stream):
@@ -137,9 +141,10 @@ class Hooks:
             count += 1
             if count <= LINES_MAX:
                 log.info("%s %s: %s", call.path, call.event,
-                         printable(line.decode("utf-8", "replace").rstrip("\n"), LINE_MAX))
+                         printable(line.decode("utf-8", "replace").rstrip("\n"), LINE_MAX),
+                         extra={**call.fields, "burst": LINES_MAX})
         if count > LINES_MAX:
-            log.info("%s %s: %d more lines", call.path, call.event, count - LINES_MAX)
+            log.info("%s %s: %d more lines", call.path, call.event, count - LINES_MAX, extra=call.fields)
 
     def stop(self):
         """Waits until all that was told is done, for STOP_TIME at most; the rest is ended."""

@@ -37,8 +37,7 @@ class LatestFile:
             text, self._make_text = self._make_text(), None
             failure = gevent.get_hub().threadpool.apply(write_whole, (self._path, text))
             if failure:
-                log.warning("%s: %s cannot be written: %s", self._path, self._what, failure.strerror,
-                            extra={"limited": True})
+                log.warning("%s: %s cannot be written: %s", self._path, self._what, failure.strerror)
 
     def flush(self, seconds=FLUSH_TIME):
         """Waits until all is written, at most so long."""

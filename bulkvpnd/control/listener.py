@@ -137,7 +137,7 @@ class Listener:
                 # ECONNABORTED and EPROTO belong to a connection that died before it was taken, accept(2). Anything
                 # else, above all EMFILE, would be the same at once.
                 if error.errno not in (errno.ECONNABORTED, errno.EPROTO):
-                    log.warning("cannot accept: %s", error.strerror, extra={"limited": True})
+                    log.warning("cannot accept: %s", error.strerror)
                     watcher.stop()
                     gevent.spawn_later(ACCEPT_PAUSE, self._watch, sock, watcher)
                     break
@@ -227,8 +227,7 @@ class Listener:
         except OSError as error:
             how, reason = "left", error.strerror or "the socket failed"
         except Exception:
-            log.exception("internal error with a connection from %s", transport.shown(address),
-                          extra={"limited": True})
+            log.exception("internal error with a connection from %s", transport.shown(address))
         finally:
             self._speaking.pop(place, None)
             self._admission.leave(place)
@@ -242,11 +241,11 @@ class Listener:
         """has_left: nothing is wrong with it, as when a client is stopped while it connects."""
         peer = transport.shown(address)
         log.log(logging.INFO if has_left else logging.WARNING, "connection from %s turned away: %s", peer, reason,
-                extra={"PEER": peer, "REASON": reason, "limited": True, "MESSAGE_ID": events.ID["turned-away"]})
+                extra={"PEER": peer, "REASON": reason, "MESSAGE_ID": events.ID["turned-away"]})
         seconds = self._admission.failed(place, how, time.monotonic())
         if seconds:
             log.warning("nobody at the address of %s is answered for %.0f s, after repeated failures", peer, seconds,
-                        extra={"PEER": peer, "limited": True})
+                        extra={"PEER": peer})
 
     def status(self):
         """How many are under way, and what became of the others."""

@@ -138,7 +138,7 @@ class Server:
             session = self._session_for(identity, hello, address[0])
         except Refused as refused:
             log.info("%s from %s refused: %s", identity, peer, refused,
-                     extra={"IDENTITY": identity, "PEER": peer, "REASON": refused.reason, "limited": True,
+                     extra={"IDENTITY": identity, "PEER": peer, "REASON": refused.reason,
                             "MESSAGE_ID": events.ID["client-refused"]})
             shake.send(handshake.encode(handshake.Refuse(refused.reason)))
             try:
@@ -288,7 +288,7 @@ class Server:
         session.counted.update(message["counters"])
         level = logging.WARNING if message["blame"] else logging.DEBUG if message["clean"] else logging.INFO
         log.log(level, "connection %d of %s from %s ended: %s", connection.index, session.identity, connection.peer,
-                reason, extra={**_fields(connection), "REASON": reason, "limited": True})
+                reason, extra={**_fields(connection), "REASON": reason})
         self._announce(session)
         if not session.connections and session.is_live and not session.is_ended:
             log.info("%s has no connection left; its session ends in %d s", session.identity,

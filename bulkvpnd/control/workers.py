@@ -146,7 +146,7 @@ class Workers:
             except Exception:
                 # One message that cannot be handled must not cost all that follow.
                 log.exception("internal error with a message of worker %d", worker.index,
-                              extra={"WORKER": worker.index, "limited": True})
+                              extra={"WORKER": worker.index})
         if not self._stopping:
             self._replace(worker)
 
@@ -189,8 +189,7 @@ class Workers:
         self._handler.closed(message, worker.index)
 
     def _on_bug(self, worker, message):
-        log.error("worker %d: internal error:\n%s", worker.index, message["traceback"],
-                  extra={"WORKER": worker.index, "limited": True})
+        log.error("worker %d: internal error:\n%s", worker.index, message["traceback"], extra={"WORKER": worker.index})
 
     def _on_status(self, worker, message):
         waiting = self._requests.get((worker.index, message["request"]))
@@ -222,7 +221,7 @@ class Workers:
             except LinkClosed:
                 return False
         # Whoever waits here may be what reads another worker's messages, so one that hangs must not hold it.
-        log.error("worker %d does not read its messages; ending it", index, extra={"WORKER": index, "limited": True})
+        log.error("worker %d does not read its messages; ending it", index, extra={"WORKER": index})
         worker.process.kill()
         return False
 

@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 USUAL_MTU = 1500
 """Bytes: what a path through the Internet carries (Ethernet's, RFC 894)."""
+LINES_MAX = 100
+"""Lines of the log at once: one for each key (choice: there are some twenty)."""
 STRICT, LOOSE = "1", "2"
 """Values of rp_filter, after RFC 3704 (ip-sysctl.rst)."""
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
@@ -152,9 +154,9 @@ def apply(options, situation, ledger, only_outer=False):
         made.append((wish, outcome))
         if outcome.why_not:
             if wish.key.rpartition(" ")[2] not in missing:
-                log.info("not tuned: %s", outcome)
+                log.info("not tuned: %s", outcome, extra={"burst": LINES_MAX})
         elif outcome.set != outcome.found:
-            log.info("tuned: %s, was %s", outcome, outcome.found)
+            log.info("tuned: %s, was %s", outcome, outcome.found, extra={"burst": LINES_MAX})
     return made
 
 

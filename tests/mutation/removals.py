@@ -519,23 +519,29 @@ REMOVALS = [
           (SERVICE, 'shown if len(shown) <= limit else shown[: limit - 3] + "..."', "shown")),
     taken("C20", """
         test_service.py::test_each_kind_of_line_has_a_budget_of_its_own
+        test_service.py::test_every_event_has_a_rate
         test_strangers.py::test_many_bad_connections_make_few_lines
+        test_server_says.py::test_one_that_comes_again_and_again_makes_few_lines
+        test_clientnet.py::test_what_a_server_pushes_makes_few_lines
         test_hostile.py::test_log_of_strangers_is_limited
         """,
-          (SERVICE, "if left < 1:", "if False:")),
-    taken("C20", "test_service.py::test_each_kind_of_line_has_a_budget_of_its_own",
-          (SERVICE, "self._budgets.get(record.msg, (RATE_BURST, now, 0))",
-           "self._budgets.get(None, (RATE_BURST, now, 0))"),
-          (SERVICE, "self._budgets[record.msg] = (left, now, suppressed + 1)",
-           "self._budgets[None] = (left, now, suppressed + 1)"),
-          (SERVICE, "self._budgets[record.msg] = (left - 1, now, 0)", "self._budgets[None] = (left - 1, now, 0)")),
+          (SERVICE, "passes = left >= 1", "passes = True")),
+    taken("C20", """
+        test_service.py::test_each_kind_of_line_has_a_budget_of_its_own
+        test_service.py::test_each_identity_has_a_budget_of_its_own
+        """,
+          (SERVICE, 'kind = record.pathname, record.lineno, getattr(record, "IDENTITY", None)', "kind = None")),
+    taken("C20", """
+        test_service.py::test_each_identity_has_a_budget_of_its_own
+        test_server_says.py::test_one_that_comes_again_and_again_makes_few_lines
+        """,
+          (SERVICE, 'getattr(record, "IDENTITY", None)', "None")),
+    taken("C20", "test_clientnet.py::test_what_a_server_pushes_makes_few_lines",
+          (CLIENTNET, "texts[:LISTED_MAX] + more", "texts")),
     taken("C20 P7", "test_server_ends.py::test_a_worker_speaks_for_its_own_connections_only",
           (SERVER, 'reason = printable(message["reason"], REASON_MAX)', 'reason = message["reason"]')),
     taken("C20 P7", "test_client.py::test_a_worker_speaks_for_its_own_connections_only",
           (CLIENT, 'printable(message["reason"], REASON_MAX)', 'message["reason"]')),
-    taken("C20", "test_strangers.py::test_many_bad_connections_make_few_lines",
-          (LISTENER, '"REASON": reason, "limited": True, "MESSAGE_ID": events.ID["turned-away"]',
-           '"REASON": reason, "MESSAGE_ID": events.ID["turned-away"]')),
     taken("C20", "test_listener.py::test_one_line_tells_of_all_that_were_dropped",
           (LISTENER, "            self._last_dropped[why] = address\n",
            "            self._last_dropped[why] = address\n"

@@ -13,7 +13,7 @@ from bulkvpnd import events, service
 ROOT = pathlib.Path(__file__).parents[2]
 CATALOG = ROOT / "debian" / "catalog" / "bulkvpnd.catalog"
 SOURCES = sorted((ROOT / "bulkvpnd").rglob("*.py"))
-MARKS = {"MESSAGE_ID", "limited"}
+MARKS = {"MESSAGE_ID", "burst"}
 """What is no field of ours: journald's own, and a word to the handler."""
 
 

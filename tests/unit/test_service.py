@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bulkvpnd import service
+from bulkvpnd import events, service
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_a_systemd_that_cannot_be_told_costs_one_line(monkeypatch, caplog, path)
     monkeypatch.setenv("NOTIFY_SOCKET", path)
     service.notify(WATCHDOG=1)
     (record,) = caplog.records
-    assert "systemd cannot be notified" in record.getMessage() and record.limited
+    assert "systemd cannot be notified" in record.getMessage()
 
 
 @pytest.mark.parametrize(
@@ -119,10 +119,9 @@ def limit():
     clock = Clock()
     made = service.RateLimit(clock)
 
-    def passes(message="connection from %s turned away", limited=True, arguments=("peer",)):
-        record = logging.LogRecord("x", logging.WARNING, "", 0, message, arguments, None)
-        if limited:
-            record.limited = True
+    def passes(message="connection from %s turned away", arguments=("peer",), line=1, **fields):
+        record = logging.LogRecord("x", logging.WARNING, "a.py", line, message, arguments, None)
+        vars(record).update(fields)
         return record.getMessage() if made.filter(record) else None
 
     return clock, passes
@@ -130,30 +129,57 @@ def limit():
 
 def test_a_burst_passes_and_then_one_in_a_while(limit):
     clock, passes = limit
+    pause = service.RATE_PERIOD / service.RATE_BURST
     assert all(passes() for _ in range(service.RATE_BURST))
     assert not any(passes() for _ in range(1000))
-    clock.now += service.RATE_PERIOD * 0.99
+    clock.now += pause * 0.99
     assert not passes()
-    clock.now += service.RATE_PERIOD * 0.01
+    clock.now += pause * 0.02
     assert passes() == "connection from peer turned away (1001 more like this before)"
     assert not passes()
-    clock.now += service.RATE_PERIOD
+    clock.now += pause
     assert passes() == "connection from peer turned away (1 more like this before)"
-    clock.now += service.RATE_PERIOD * 1000
+    clock.now += pause * 1000
     assert sum(passes() is not None for _ in range(1000)) == service.RATE_BURST
 
 
 def test_each_kind_of_line_has_a_budget_of_its_own(limit):
     _, passes = limit
-    for _ in range(100):
-        passes(arguments=("another peer",))
+    for number in range(100):
+        passes(arguments=("another peer",), message=f"whatever it says: {number} %s")
     assert not passes()
-    assert passes("something else about %s")
+    assert passes(line=2) and passes(pathname="b.py")
 
 
-def test_what_no_peer_can_provoke_is_never_thinned_out(limit):
+def test_each_identity_has_a_budget_of_its_own(limit):
     _, passes = limit
-    assert all(passes(limited=False) for _ in range(100))
+    assert sum(passes(IDENTITY="mallory") is not None for _ in range(100)) == service.RATE_BURST
+    assert passes(IDENTITY="alice") and passes()
+
+
+def test_a_place_may_say_more_at_once(limit):
+    clock, passes = limit
+    assert sum(passes(burst=50) is not None for _ in range(100)) == 50
+    clock.now += service.RATE_PERIOD / 2
+    assert sum(passes(burst=50) is not None for _ in range(100)) == 25
+
+
+@pytest.mark.parametrize("event", events.EVENTS, ids=lambda event: event.name)
+def test_every_event_has_a_rate(limit, event):
+    """Whatever it carries: nothing gets a line around the limit."""
+    _, passes = limit
+    fields = {"MESSAGE_ID": event.id, "limited": False, "PEER": "192.0.2.1:1", "SESSION": 1, "CONNECTION": 0}
+    assert sum(passes(event.subject.replace("%", ""), (), **fields) is not None for _ in range(1000)) == (
+        service.RATE_BURST)
+
+
+def test_kinds_are_remembered_in_a_bounded_table(limit, monkeypatch):
+    _, passes = limit
+    monkeypatch.setattr(service, "KINDS_MAX", 3)
+    for name in "abcd":
+        assert all(passes(IDENTITY=name) for _ in range(service.RATE_BURST))
+    assert not any(passes(IDENTITY=name) for name in "bcd")
+    assert passes(IDENTITY="a"), "the oldest is forgotten"
 
 
 # where to
@@ -179,5 +205,5 @@ def test_a_stream_that_is_not_the_journal_s_is_not_taken_for_it():
 
 def test_the_limit_holds_for_every_logger():
     text = run("service.set_up_logging('x', 'info')\n"
-               "for _ in range(100): logging.getLogger('bulkvpnd.x').warning('w', extra={'limited': True})")
+               "for _ in range(100): logging.getLogger('bulkvpnd.x').warning('w')")
     assert text.count("WARNING: w") == service.RATE_BURST

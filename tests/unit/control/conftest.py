@@ -4,6 +4,7 @@ The daemon patches the whole process for that. Here only the modules under test 
 this process and want their threads.
 """
 
+import logging
 import socket
 import types
 
@@ -12,7 +13,7 @@ import gevent.socket
 import gevent.subprocess
 import pytest
 
-from bulkvpnd import workerlink
+from bulkvpnd import service, workerlink
 from bulkvpnd.admin import status as admin_status
 from bulkvpnd.control import client, hooks, listener, status, workers
 
@@ -32,3 +33,13 @@ def on_gevent(monkeypatch):
         monkeypatch.setattr(module, "subprocess", gevent.subprocess)
     with gevent.Timeout(DEADLINE):
         yield
+
+
+@pytest.fixture
+def journal(caplog):
+    """caplog, with what the daemon would log by default."""
+    limit = service.RateLimit()
+    caplog.set_level(logging.INFO)
+    caplog.handler.addFilter(limit)
+    yield caplog
+    caplog.handler.removeFilter(limit)

@@ -14,6 +14,7 @@ from bulkvpnd.control import clientnet
 from bulkvpnd.control.clientnet import ClientNetwork
 from bulkvpnd.host.changes import Changes
 from bulkvpnd.host.firewall import Unavailable
+from bulkvpnd.service import RATE_BURST
 
 network, address = ipaddress.ip_network, ipaddress.ip_address
 
@@ -135,6 +136,17 @@ def test_pushed_routes_pass_the_policy(make, caplog):
                  "192.168.0.0/16 through the tunnel: it overlaps 192.168.1.0/24",
                  "10.5.0.0/16 through the tunnel: it covers the server's address 10.5.0.1"):
         assert f"no route to {line}" in caplog.text
+
+
+def test_what_a_server_pushes_makes_few_lines(make, journal):
+    client = make(refused={network("10.0.0.0/16"): "no"})
+    pushed = [f"203.0.113.{at}/32" for at in range(100)] + [f"10.{at}.0.0/16" for at in range(100)]
+    for _ in range(3 * RATE_BURST):
+        client.take(welcome(pushed))
+    assert len([one for one in journal.messages if one.startswith("no route to")]) == RATE_BURST
+    assert len([one for one in journal.messages if one.startswith("routes through")]) == RATE_BURST
+    assert all(len(one) < 1000 for one in journal.messages)
+    assert "203.0.113.31/32, 68 more through the tunnel: not in accept-routes" in journal.messages[0]
 
 
 def test_what_several_instances_carry_together_gets_no_route_of_one(make):

@@ -344,7 +344,6 @@ def test_whatever_the_handler_raises_ends_there(listen, caplog):
         with connecting(port) as sock:
             assert sock.recv(1) == b""
     assert caplog.text.count("internal error with a connection from 127.0.0.1:") == 3
-    assert all(record.limited for record in caplog.records)
 
 
 def test_out_of_descriptors_it_pauses_and_then_goes_on(listen, caplog):
@@ -360,7 +359,7 @@ def test_out_of_descriptors_it_pauses_and_then_goes_on(listen, caplog):
         used, begun = time.process_time(), time.monotonic()
         until(lambda: caplog.text.count("cannot accept") == 3)
         # Two pauses between three tries, in which it does nothing.
-        assert time.monotonic() - begun > 0.15 and all(record.limited for record in caplog.records)
+        assert time.monotonic() - begun > 0.15
         assert time.process_time() - used < 0.15
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limit)

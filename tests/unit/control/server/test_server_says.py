@@ -1,14 +1,16 @@
 """control.server: what status, routes, log and hooks learn of it."""
 
+import collections
 import ipaddress
 import json
 import logging
 
 import pytest
-from logins import FIXED, admit, closes, live
+from logins import FIXED, admit, closes, lines, live
 
 from bulkvpnd import events
 from bulkvpnd.protocol.errors import Refused
+from bulkvpnd.service import RATE_BURST
 
 
 def test_status_shows_what_lives_and_no_secret(site, server):
@@ -78,3 +80,14 @@ def test_hooks_hear_of_clients_once_each(site, server):
     server.stop()
     assert told[3:] == [("client-connect", "bob", "10.86.0.3"), ("client-disconnect", "alice", "10.86.0.2"),
                         ("client-disconnect", "bob", "10.86.0.3"), ("down", None, "10.86.0.1/24")]
+
+
+def test_one_that_comes_again_and_again_makes_few_lines(site, server, journal):
+    for _ in range(3 * RATE_BURST):
+        closes(server, live(site, server, offloads=()).number, blame="frame")
+    kinds = collections.Counter(record.lineno for record in lines(journal))
+    assert len(kinds) == 4 and set(kinds.values()) == {RATE_BURST}
+    # Nobody else's are among those that are left out.
+    journal.clear()
+    live(site, server, "bob")
+    assert "bob connected from" in journal.text

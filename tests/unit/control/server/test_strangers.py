@@ -56,22 +56,20 @@ def test_no_byte_without_tls_reaches_a_parser(site, server, caplog, data, end):
     # Nothing is wrong with who only goes; whether a reset is faster than what was sent before it, nobody knows.
     levels = {logging.WARNING} if data else {logging.INFO}
     assert record.levelno in (levels | {logging.INFO} if end == "reset" else levels)
-    assert record.limited and record.REASON and record.getMessage().isprintable()
+    assert record.REASON and record.getMessage().isprintable()
     assert state(server) == before
     until(lambda: len(descriptors()) == open_before, "its descriptor is closed")
 
 
-def test_many_bad_connections_make_few_lines(start, caplog, request):
+def test_many_bad_connections_make_few_lines(start, journal):
     server = start(penalty_max=0)
-    thin_out = service.RateLimit()
-    caplog.handler.addFilter(thin_out)
-    request.addfinalizer(lambda: caplog.handler.removeFilter(thin_out))
+    journal.clear()
     for _ in range(40):
         with connected(server.port) as sock:
             sock.sendall(b"garbage that is no TLS record")
             last_words(sock)
     until(lambda: not server._listener.status()["handshakes"], "all are dealt with")
-    assert len(lines(caplog)) == service.RATE_BURST
+    assert len(lines(journal)) == service.RATE_BURST
 
 
 def test_a_refused_connection_keeps_nothing(site, server):
