@@ -1,14 +1,17 @@
 """Programs that the administrator wants started when something happens. Never in the way of a packet.
 
-    a role tells of an event --> a bounded queue --> RUNNING_MAX at a time, in order for each client --> its output
-                                                                                          in the log, line by line
+    a role tells of an event --> waits for its turn --> RUNNING_MAX at a time, in order for each client --> its output
+                                     |                                                       in the log, line by line
+                                     '-- over before a program was started --> none is, for beginning or end
+
+So whatever began for a program ends for it, and what waits is bounded by what there is: of each session at most the
+end of what a program was started for, and a new beginning.
 
 A program is started by its path with one argument, the event, and with an environment that has only what VARIABLES and
 `Hooks` put there: no shell, and nothing of what the other end sent but a name from its certificate and its address. It
 runs with the user, the capability and the sandbox of the daemon, and is killed when its time is up.
 """
 
-import collections
 import dataclasses
 import logging
 import os
@@ -25,11 +28,11 @@ log = logging.getLogger(__name__)
 
 OPTIONS = {"up": "on-up", "down": "on-down", "client-connect": "on-client-connect",
            "client-disconnect": "on-client-disconnect"}
+BEGINNINGS = {"down": "up", "client-disconnect": "client-connect"}
+"""What each event is the end of."""
 VARIABLES = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 RUNNING_MAX = 4
 """Programs at a time (choice)."""
-WAITING_MAX = 256
-"""Events that wait for a program; those beyond are dropped (choice: as many clients as come back at once)."""
 TIME_MAX = 30.0
 """Seconds that a program may take (choice)."""
 STOP_TIME = 3.0
@@ -57,11 +60,13 @@ def check(configuration):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Call:
-    """event: of OPTIONS. key: calls of one key run one after the other. path: program. environment: {name: text}."""
+    """event: of OPTIONS. key: calls of one key run one after the other. what: of the same key, what begins and ends.
+    path: program, None if none is wanted. environment: {name: text}."""
 
     event: str
     key: str
-    path: str
+    what: str
+    path: str | None
     environment: dict
 
     @property
@@ -69,17 +74,19 @@ class _Call:
         """Of its lines in the journal."""
         return {"IDENTITY": self.key} if self.key else {}
 
+    def ends(self, other):
+        return (BEGINNINGS.get(self.event), self.what) == (other.event, other.what)
+
 
 class Hooks:
-    """The programs of an instance. dropped: events for which there was no room. time_max: seconds for each."""
+    """The programs of an instance. time_max: seconds for each."""
 
     def __init__(self, configuration, device, time_max=TIME_MAX):
         self._configuration = configuration
         self._device = device
         self._time_max = time_max
-        self._waiting = collections.deque()
+        self._waiting = {}  # key: [_Call]; whose turn is next comes first
         self._running = {}  # key: greenlet
-        self.dropped = 0
 
     def reconfigure(self, configuration):
         """The programs of another configuration from the next event on."""
@@ -87,30 +94,43 @@ class Hooks:
 
     def tell(self, event, **values):
         """Something happened. event: of OPTIONS. values: of BULKVPN_ variables, in small letters; text. Never waits."""
-        path = getattr(self._configuration, OPTIONS[event].replace("-", "_"))
-        if path is None:
-            return
-        if len(self._waiting) >= WAITING_MAX:
-            self.dropped += 1
-            log.warning("%s: not started for %s, %d events wait already", path, event, WAITING_MAX)
+        if not any(map(self._program, OPTIONS)):
             return
         values |= {"event": event, "instance": self._configuration.name, "mode": self._configuration.mode,
                    "device": self._device}
         environment = VARIABLES | {f"BULKVPN_{name.upper()}": value for name, value in values.items()}
-        self._waiting.append(_Call(event, values.get("identity", ""), str(path), environment))
+        # An identity has a session for each of its addresses.
+        identity = values.get("identity", "")
+        call = _Call(event, identity, identity and values.get("addresses"), self._program(event), environment)
+        waiting = self._waiting.setdefault(identity, [])
+        begun = next(filter(call.ends, waiting), None)
+        if begun:
+            waiting.remove(begun)
+        else:
+            waiting.append(call)
+        if not waiting:
+            del self._waiting[identity]
         self._start_next()
 
+    def _program(self, event):
+        path = getattr(self._configuration, OPTIONS[event].replace("-", "_"))
+        return path and str(path)
+
     def _start_next(self):
-        for call in list(self._waiting):
-            if len(self._running) >= RUNNING_MAX:
+        while len(self._running) < RUNNING_MAX:
+            key = next((one for one in self._waiting if one not in self._running), None)
+            if key is None:
                 return
-            if call.key not in self._running:
-                self._waiting.remove(call)
-                self._running[call.key] = gevent.spawn(self._run, call)
+            # Whoever has more to do goes to the end of the line.
+            call, *rest = self._waiting.pop(key)
+            if rest:
+                self._waiting[key] = rest
+            self._running[key] = gevent.spawn(self._run, call)
 
     def _run(self, call):
         try:
-            self._run_program(call)
+            if call.path:
+                self._run_program(call)
         except OSError as error:
             log.warning("%s %s: cannot be started: %s; its first line has to name a program that is there", call.path,
                         call.event, error.strerror, extra=call.fields)
@@ -152,7 +172,8 @@ class Hooks:
             while self._running:
                 gevent.joinall(list(self._running.values()))
         if self._waiting or self._running:
-            log.warning("stopping: %d programs of hooks were not waited for", len(self._waiting) + len(self._running))
+            log.warning("stopping: %d programs of hooks were not waited for",
+                        sum(map(len, self._waiting.values())) + len(self._running))
         self._waiting.clear()
         gevent.killall(list(self._running.values()))
 

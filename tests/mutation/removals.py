@@ -612,6 +612,9 @@ REMOVALS = [
           (SESSION, "if sum(not connection.is_live for connection in session.connections.values()) >= (",
            "if False and (")),
 
+    taken("C23", "test_hooks.py::test_one_that_comes_and_goes_holds_up_no_other",
+          (HOOKS, "begun = next(filter(call.ends, waiting), None)", "begun = None")),
+
     # C24: Addresses that run out, identities that collide
     taken("C24", """
         test_pool.py::test_full_pool_refuses_and_serves_exactly_its_size

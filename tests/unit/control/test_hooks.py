@@ -10,7 +10,7 @@ from doubles import until
 
 from bulkvpnd.config import ConfigurationError
 from bulkvpnd.control import hooks as hooks_module
-from bulkvpnd.control.hooks import OPTIONS, RUNNING_MAX, WAITING_MAX, Hooks, check
+from bulkvpnd.control.hooks import OPTIONS, RUNNING_MAX, Hooks, check
 
 
 def configured(path, **programs):
@@ -82,26 +82,71 @@ def test_a_program_ends_when_its_time_is_up_with_what_it_started(program, tmp_pa
     made.stop()
 
 
-def test_so_many_at_a_time_and_one_for_each_client(program, tmp_path, caplog):
-    hook = program(f"echo begin $BULKVPN_IDENTITY $1 >>{tmp_path}/log; "
-                   f"while ! [ -e {tmp_path}/go ]; do sleep 0.05; done\n"
-                   f"echo end $BULKVPN_IDENTITY $1 >>{tmp_path}/log")
+@pytest.fixture
+def held(program, tmp_path):
+    """Hooks whose programs take note of what they are started for, and end when `go` is called. lines(): what ended."""
+    log, gate = tmp_path / "log", tmp_path / "go"
+    hook = program(f"while ! [ -e {gate} ]; do sleep 0.02; done; echo $1 $BULKVPN_IDENTITY $BULKVPN_PEER >>{log}")
     made = Hooks(configured(tmp_path, on_client_connect=hook, on_client_disconnect=hook), "bulk0")
-    for identity in ("a", "b"):
+
+    def lines():
+        gate.touch()
+        until(lambda: not made._running, "all are done", 15)
+        return log.read_text().splitlines()
+
+    yield made, lines
+    made.stop()
+
+
+def test_so_many_at_a_time_and_one_for_each_client(held):
+    made, lines = held
+    for identity in "ab":
         made.tell("client-connect", identity=identity)
         made.tell("client-disconnect", identity=identity)
-    for number in range(WAITING_MAX + 10):
-        made.tell("client-connect", identity=f"n{number % RUNNING_MAX}")
-    assert len(made._running) == RUNNING_MAX and made.dropped > 0
-    assert any("events wait already" in one for one in caplog.messages)
-    log = tmp_path / "log"
-    until(lambda: log.exists() and len(log.read_text().splitlines()) == RUNNING_MAX, "so many began", 10)
-    made._waiting = type(made._waiting)(one for one in made._waiting if one.key in "ab")
-    (tmp_path / "go").touch()
-    until(lambda: not made._running, "all are done", 15)
-    lines = [line for line in log.read_text().splitlines() if " a " in line]
-    assert lines == ["begin a client-connect", "end a client-connect", "begin a client-disconnect",
-                     "end a client-disconnect"]
+    for number in range(10):
+        made.tell("client-connect", identity=f"n{number}")
+    assert len(made._running) == RUNNING_MAX
+    done = lines()
+    for identity in "ab":
+        assert [one for one in done if one.endswith(f" {identity}")] == [
+            f"client-connect {identity}", f"client-disconnect {identity}"]
+    assert sum(" n" in one for one in done) == 10
+
+
+def test_one_that_comes_and_goes_holds_up_no_other(held):
+    """What is over before its turn is not told of, so it takes no room; each beginning that is told has its end."""
+    made, lines = held
+    for number in range(150):
+        made.tell("client-connect", identity="mallory", addresses="10.86.0.9", peer=str(number))
+        made.tell("client-disconnect", identity="mallory", addresses="10.86.0.9")
+    made.tell("client-connect", identity="mallory", addresses="10.86.0.9", peer="last")
+    assert sum(map(len, made._waiting.values())) <= 2
+    made.tell("client-connect", identity="eve", addresses="10.86.0.2", peer="x")
+    made.tell("client-disconnect", identity="eve", addresses="10.86.0.2")
+    done = lines()
+    assert [one for one in done if "mallory" in one] == [
+        "client-connect mallory 0", "client-disconnect mallory", "client-connect mallory last"]
+    assert [one for one in done if "eve" in one] == ["client-connect eve x", "client-disconnect eve"]
+
+
+def test_sessions_of_one_identity_are_told_apart(held):
+    made, lines = held
+    made.tell("client-connect", identity="a", addresses="10.86.0.2", peer="first")
+    made.tell("client-connect", identity="a", addresses="10.86.0.3", peer="second")
+    made.tell("client-disconnect", identity="a", addresses="10.86.0.2")
+    assert lines() == ["client-connect a first", "client-connect a second", "client-disconnect a"]
+
+
+def test_an_end_alone_is_told_of_what_began(held, program, tmp_path):
+    """Nothing waits without bound where only one of the two has a program."""
+    made, lines = held
+    made.reconfigure(configured(tmp_path, on_client_disconnect=made._configuration.on_client_disconnect))
+    for _ in range(100):
+        made.tell("client-connect", identity="a")
+        made.tell("client-disconnect", identity="a")
+        gevent.sleep(0)
+    assert sum(map(len, made._waiting.values())) <= 2
+    assert set(lines()) == {"client-disconnect a"}
 
 
 def test_a_stop_waits_but_not_for_ever(program, tmp_path, monkeypatch, caplog):
