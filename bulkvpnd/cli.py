@@ -1,9 +1,13 @@
 """The two commands: bulkvpnd(8), the daemon, and bulkvpnctl(8), the administrator's tool."""
 
 import argparse
+import contextlib
+import difflib
+import errno
 import gc
 import importlib
 import os
+import signal
 import sys
 import types
 
@@ -73,7 +77,55 @@ def _patch():
 
 
 def bulkvpnctl(arguments=None):
-    """Runs one command. Returns its exit status: 0 done, 1 failed, 64 wrong usage."""
+    """Runs one command. Returns its exit status (see EXIT STATUS in bulkvpnctl(8))."""
+    if sys.stdout is None:
+        # Whoever started it closed it, as >&- does; what a command does besides is wanted all the same.
+        sys.stdout = open(os.devnull, "w")
+    try:
+        with _signals_unwind():
+            try:
+                return _command(arguments)
+            finally:
+                # What fails when the interpreter exits would be a traceback, and the status 120.
+                sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # The reader of the output went away, as `| head` does; nobody is left to tell.
+        why_not = None
+    except UnicodeEncodeError:
+        why_not = "cannot show this text; set a locale with UTF-8, such as LC_ALL=C.UTF-8"
+    except OSError as error:
+        # What a command does with a file has its own message; the one without a name is the output.
+        if error.filename is not None or error.errno not in _OUTPUT_FAILS:
+            raise
+        why_not = f"cannot be written: {error.strerror}; make room, or write it to somewhere else"
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if why_not:
+        print(f"bulkvpnctl: standard output: {why_not}", file=sys.stderr)
+    return 1
+
+
+_OUTPUT_FAILS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
+"""What write(2) says of a file that takes no more."""
+_ENDING = (signal.SIGTERM, signal.SIGHUP)
+"""What ends a command besides Control-C: `timeout`, and a terminal that goes away."""
+
+
+@contextlib.contextmanager
+def _signals_unwind():
+    """A signal that ends the command does so by SystemExit: a display gives the terminal back, a child is ended."""
+    taken = [number for number in _ENDING if signal.getsignal(number) == signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _command(arguments):
     completes = "_ARGCOMPLETE" in os.environ
     if completes:
         # A shell that completes a line gives the line and no arguments: debian/completions.
@@ -94,6 +146,9 @@ def bulkvpnctl(arguments=None):
         import argcomplete
 
         argcomplete.autocomplete(parser)
+    if wanted is not None and wanted not in COMMANDS:
+        near = difflib.get_close_matches(wanted, COMMANDS, 1)
+        parser.error(f"{wanted!a}: no such command" + (f"; did you mean {near[0]}?" if near else ""))
     namespace = parser.parse_args(arguments)
     module = importlib.import_module(f"bulkvpnd.admin.{COMMANDS[namespace.command][0]}")
     from bulkvpnd.admin.errors import CommandError
@@ -106,13 +161,7 @@ def bulkvpnctl(arguments=None):
         line = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in str(error))
         if line:
             print(f"bulkvpnctl: {line}", file=sys.stderr)
-        return getattr(error, "status", 1)
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        # The reader of the output went away, as `| head` does; nobody is left to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return error.status
 
 
 class _Parser(argparse.ArgumentParser):

@@ -17,7 +17,6 @@ import sys
 import textwrap
 
 from bulkvpnd import config
-from bulkvpnd.admin import files
 from bulkvpnd.admin.errors import CommandError
 
 PAGES = (
@@ -50,7 +49,7 @@ def run(arguments):
     text = (key in entries and _rendered(entries[key])) or (key in config.BY_NAME and _from_table(key))
     if not text:
         raise CommandError(f"{key}: neither mandoc nor man is here to print it; run: apt install mandoc")
-    files.write_out(text)
+    print(text, end="")
     return os.EX_OK
 
 

@@ -24,8 +24,6 @@ def about(path, problem, missing="run bulkvpnctl pki init first, or name the rig
     }
     try:
         yield
-    except BrokenPipeError:
-        raise  # bulkvpnctl as a whole knows what to do when nobody reads
     except OSError as error:
         mend = mends.get(error.errno, "nothing was changed; mend that and run it again")
         status = os.EX_NOPERM if isinstance(error, PermissionError) else 1
@@ -44,20 +42,6 @@ def read_any(file):
     with about(file, "cannot be read", "name a file that is there"), contextlib.ExitStack() as stack:
         stream = sys.stdin.buffer if str(file) == "-" else stack.enter_context(open(file, "rb"))
         return config.bounded_text(stream, file)
-
-
-def write_out(text):
-    """To standard output, at once. Raises CommandError."""
-    with about("standard output", "cannot be written"):
-        try:
-            print(text, end="", flush=True)
-        except UnicodeEncodeError:
-            raise CommandError("standard output: cannot show this text; set a locale with UTF-8, such as "
-                               "LC_ALL=C.UTF-8") from None
-        except OSError:
-            # What stays in the buffer would fail once more when the interpreter exits, and make the status 120.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise
 
 
 def make_directory(directory, mode, undo):

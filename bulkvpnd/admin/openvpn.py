@@ -80,7 +80,7 @@ def run(arguments):
     if output:
         files.create(output, text, 0o600)
     else:
-        files.write_out(text)
+        print(text, end="")
     for line, name, why in sorted(notes):
         print(f"{file}:{line}: {name}: {why}", file=sys.stderr)
     return os.EX_OK

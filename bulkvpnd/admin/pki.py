@@ -203,13 +203,13 @@ def _list(arguments):
     now = datetime.datetime.now(datetime.timezone.utc)
     rows = register.rows(arguments.directory, now)
     if arguments.json:
-        files.write_out(json.dumps(rows, indent=2) + "\n")
+        print(json.dumps(rows, indent=2))
     else:
         table = [("NAME", "ROLE", "STATE", "EXPIRES", "SERIAL")]
         table += [(row["name"], row["role"], row["state"], row["expires"][:10], row["serial"]) for row in rows]
         widths = [max(map(len, column)) for column in zip(*table)]
         lines = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in table)
-        files.write_out("".join(line + "\n" for line in lines))
+        print(*lines, sep="\n")
     due = [row for row in rows if row["state"] in ("expiring", "expired")]
     # The authority first: nothing that it signs outlives it.
     due.sort(key=lambda row: row["role"] != "authority")
@@ -314,7 +314,8 @@ def _hand_over(text, output, warn=True):
     if output:
         files.create(output, text, 0o600)
         return
-    files.write_out(text)
+    # At once: where nobody gets the key, what was made for it is taken back.
+    print(text, end="", flush=True)
     if warn and sys.stdout.isatty():
         print(
             "bulkvpnctl: that was a private key; to have it in a file that others cannot read, "

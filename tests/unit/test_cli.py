@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -61,14 +62,84 @@ def test_a_command_imports_only_what_it_needs():
     assert (done.returncode, done.stderr) == (0, "[]\n")
 
 
-def test_a_reader_that_goes_away_is_no_traceback():
+WITH_OUTPUT = [["--help"], ["--version"], ["status", "--help"], ["example", "server"], ["explain", "mtu"],
+               ["tune", "show"]]  # fmt: skip
+
+
+def administer(*arguments, **options):
+    """Runs bulkvpnctl in a process of its own, whose standard output is another. Returns (status, its errors)."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
+    done = subprocess.run([sys.executable, "-m", "bulkvpnd.admin", *arguments], stderr=subprocess.PIPE, text=True,
+                          timeout=20, env=environment, **options)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("buffered", ["", "1"], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize("arguments", WITH_OUTPUT, ids=" ".join)
+def test_a_reader_that_goes_away_is_no_traceback(arguments, buffered):
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "w") as gone:
-        done = subprocess.run([sys.executable, "-u", "-m", "bulkvpnd.admin", "example", "server"], stdout=gone,
-                              stderr=subprocess.PIPE, text=True, timeout=20,
-                              env={**os.environ, "PYTHONPATH": str(ROOT)})
-    assert (done.returncode, done.stderr) == (1, "")
+        assert administer(*arguments, stdout=gone, env={"PYTHONUNBUFFERED": buffered}) == (1, "")
+
+
+@pytest.mark.parametrize("buffered", ["", "1"], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize("arguments", WITH_OUTPUT, ids=" ".join)
+def test_a_full_disk_is_one_line(arguments, buffered):
+    with open("/dev/full", "w") as full:
+        status, error = administer(*arguments, stdout=full, env={"PYTHONUNBUFFERED": buffered})
+    assert status == 1 and error == ("bulkvpnctl: standard output: cannot be written: No space left on device; make "
+                                     "room, or write it to somewhere else\n")
+
+
+def test_an_encoding_without_the_characters_is_one_line():
+    code = ("from bulkvpnd import cli; from bulkvpnd.admin import example; example.run = lambda _: print('\\u25cf')\n"
+            "raise SystemExit(cli.bulkvpnctl(['example', 'server']))")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20,
+                          env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "latin-1"})
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == ("bulkvpnctl: standard output: cannot show this text; set a locale with UTF-8, such as "
+                           "LC_ALL=C.UTF-8\n")
+
+
+def test_standard_output_may_be_closed():
+    command = [sys.executable, "-m", "bulkvpnd.admin", "example", "server"]
+    done = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *command], stderr=subprocess.PIPE, text=True, timeout=20,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_command_by_way_of_its_clean_up(monkeypatch, ctl, number):
+    from bulkvpnd.admin import example
+
+    undone = []
+
+    def run(arguments):
+        try:
+            signal.raise_signal(number)
+        finally:
+            undone.append(number)
+
+    monkeypatch.setattr(example, "run", run)
+    assert ctl("example", "server")[0] == 128 + number and undone == [number]
+    assert signal.getsignal(number) == signal.SIG_DFL
+
+
+def test_a_signal_that_is_ignored_stays_so(monkeypatch, ctl):
+    from bulkvpnd.admin import example
+
+    monkeypatch.setattr(example, "run", lambda arguments: signal.raise_signal(signal.SIGHUP) or 0)
+    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert ctl("example", "server")[0] == 0
+    finally:
+        signal.signal(signal.SIGHUP, former)
+
+
+def test_a_command_that_is_mistyped(ctl):
+    assert "'statsu': no such command; did you mean status?" in ctl("statsu")[2]
+    assert "no such command; see" in ctl("xyzzy")[2]
 
 
 def test_control_c_is_130(monkeypatch, ctl):
