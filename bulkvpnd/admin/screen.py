@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import rich.box
 import rich.console
+import rich.live
 import rich.markup
 import rich.table
 import rich.text
@@ -44,11 +45,17 @@ def size(count):
 
 def rate(bits):
     """Bits per second in decimal units: 1.5 Mbit/s."""
-    for unit in ("", "k", "M"):
-        if bits < 1000:
-            return f"{bits:.0f} bit/s" if not unit else f"{bits:.1f} {unit}bit/s"
-        bits /= 1000
-    return f"{bits:.1f} Gbit/s"
+    number, _, unit = decimal(bits).partition(" ")
+    return f"{number} {unit}bit/s"
+
+
+def decimal(count):
+    """A number in decimal units, for where the heading says of what: 1.5 M."""
+    for unit in ("", " k", " M"):
+        if count < 1000:
+            return f"{count:.1f}{unit}" if unit else f"{count:.0f}"
+        count /= 1000
+    return f"{count:.1f} G"
 
 
 def milliseconds(value):
@@ -79,6 +86,21 @@ TEXT_MIN = 20
 def console():
     """The rich Console of standard output."""
     return rich.console.Console(highlight=False, width=None if sys.stdout.isatty() else NO_TERMINAL)
+
+
+def show_again(console, look, period):
+    """Shows what look() returns every `period` seconds, in one place on a terminal and one below the other elsewhere.
+
+    Until something is raised: by look(), or by Control-C.
+    """
+    if not console.is_terminal:
+        while True:
+            console.print(look(), "")
+            time.sleep(period)
+    with rich.live.Live(console=console, screen=True, auto_refresh=False) as live:
+        while True:
+            live.update(look(), refresh=True)
+            time.sleep(period)
 
 
 def _markup(line):
@@ -117,15 +139,15 @@ def _instance(report, width):
     problems = sum(one.state == PROBLEM for one in found)
     colour = COLOURS[PROBLEM if problems else FINE]
     summary = f"{problems} problem{'s' if problems > 1 else ''}" if problems else "well"
-    yield (f"[{colour}]●[/{colour}] [bold]{escape(report['instance'])}[/bold]  [{colour}]{summary}[/{colour}]  "
-           f"{report['mode']}, up {span(time.time() - report['since'])}, process {report['pid']}, "
-           f"version {escape(report['version'])}")
+    yield Row(f"[{colour}]●[/{colour}] [bold]{escape(report['instance'])}[/bold]  [{colour}]{summary}[/{colour}]  ",
+              f"{report['mode']}, up {span(time.time() - report['since'])}, process {report['pid']}, "
+              f"version {escape(report['version'])}")
     yield from _found(found)
     for name, text in _facts(report):
         yield Row(f"  {name:8} ", text)
     for session in report["sessions"]:
         yield ""
-        yield from _session(session, width)
+        yield from _session(session, report["mode"], width)
 
 
 def _found(verdicts):
@@ -160,18 +182,21 @@ def server_address(interface):
     return str(next(iter(ipaddress.ip_interface(interface).network.hosts())))
 
 
-def _session(session, width):
-    who = (f"  [bold]{rich.markup.escape(session['identity'])}[/bold]  {' '.join(session['addresses'])}  "
-           f"{session['cipher']}  up {span(session.get('age', 0))}")
+def _session(session, mode, width):
+    peers = " ".join(dict.fromkeys(one["peer"].rpartition(":")[0].strip("[]") for one in session["connections"]))
+    # A client's session has the server's name, and the client's own addresses stand above.
+    where = [*session["addresses"], *(["from", peers] if peers else [])] if mode == "server" else ["at", peers or "-"]
+    who = rich.markup.escape(" ".join(where)) + f"  {session['cipher']}  up {span(session.get('age', 0))}"
     what = (f"out {rate(session.get('rate_out', 0))}, {size(session.get('bytes_out', 0))}  "
             f"in {rate(session.get('rate_in', 0))}, {size(session.get('bytes_in', 0))}")
-    if _markup(f"{who}  {what}").cell_len <= width:
-        yield f"{who}  {what}"
+    name = f"  [bold]{rich.markup.escape(session['identity'])}[/bold]  "
+    if _markup(f"{name}{who}  {what}").cell_len <= width:
+        yield Row(name, f"{who}  {what}")
     else:
-        yield who
-        yield f"    {what}"
+        yield Row(name, who)
+        yield Row("    ", what)
     if session.get("networks"):
-        yield f"    behind it  {' '.join(session['networks'])}"
+        yield Row("    behind it  ", " ".join(session["networks"]))
     yield connections(session["connections"], width) if session["connections"] else "    [red]no connection[/red]"
 
 
@@ -190,13 +215,12 @@ def _workers(report):
 
 @dataclasses.dataclass(frozen=True)
 class _Column:
-    """heading. show: what a row is about -> text. importance: a narrow terminal loses the least important first. width:
-    that it needs at most in practice. is_text: words to the left, which may be wrapped; else numbers to the right."""
+    """heading. show: what a row is about -> text. importance: a narrow terminal loses the least important first.
+    is_text: words to the left, which may be wrapped; else numbers to the right."""
 
     heading: str
     show: Callable
     importance: int
-    width: int
     is_text: bool = False
 
 
@@ -204,47 +228,47 @@ def _both(name, show):
     return lambda one: f"{show(one.get(name + '_out', 0))} / {show(one.get(name + '_in', 0))}"
 
 
-def _waiting(one):
-    return f"{size(one.get('queued', 0))}, {milliseconds(one.get('queue_delay_ms', 0))}"
-
-
 _COLUMNS = (
-    _Column("", lambda one: str(one["index"]), 9, 2),
-    _Column("worker", lambda one: str(one["worker"]), 4, 6),
-    _Column("peer", lambda one: one["peer"], 8, 24, is_text=True),
-    _Column("age", lambda one: span(one.get("age", 0)), 5, 8),
-    _Column("rtt", lambda one: milliseconds(one.get("rtt_ms")), 8, 9),
-    _Column("rate out / in", _both("rate", rate), 8, 27),
-    _Column("bytes out / in", _both("bytes", size), 7, 23),
-    _Column("packets out / in", _both("segments", "{:,}".format), 3, 27),
-    _Column("frames out / in", _both("frames", "{:,}".format), 2, 23),
-    _Column("sent again", lambda one: part(one.get("bytes_retransmitted", 0), one.get("bytes_out", 0)), 6, 10),
-    _Column("waiting", _waiting, 5, 20),
-    _Column("congestion", lambda one: one.get("congestion", "-"), 1, 10),
+    _Column("", lambda one: str(one["index"]), 10),
+    _Column("worker", lambda one: str(one["worker"]), 6),
+    _Column("peer", lambda one: one["peer"], 5, is_text=True),
+    _Column("age", lambda one: span(one.get("age", 0)), 4),
+    _Column("rtt", lambda one: milliseconds(one.get("rtt_ms")), 9),
+    _Column("bit/s out / in", _both("rate", decimal), 9),
+    _Column("bytes out / in", _both("bytes", size), 7),
+    _Column("packets out / in", _both("segments", "{:,}".format), 2),
+    _Column("frames out / in", _both("frames", "{:,}".format), 1),
+    _Column("resent", lambda one: part(one.get("bytes_retransmitted", 0), one.get("bytes_out", 0)), 8),
+    _Column("delay", lambda one: milliseconds(one.get("queue_delay_ms", 0)), 8),
+    _Column("waiting", lambda one: size(one.get("queued", 0)), 3),
+    _Column("congestion", lambda one: one.get("congestion", "-"), 1),
 )
+"""delay: how long what leaves the send queue has waited there."""
+
+
+_GAP = 2
+"""Columns between two columns of a table: the padding of the first, and the box."""
 
 
 def connections(found, width):
     """A table of connections with as many columns as fit."""
-    table, columns = _table(_COLUMNS, width)
-    for connection in found:
-        table.add_row(*(rich.markup.escape(column.show(connection)) for column in columns))
-    return table
+    return _table(_COLUMNS, found, width)
 
 
-def _table(columns, width):
-    """A table with as many columns as fit, and those."""
-    shown = set(columns)
-    for column in sorted(columns, key=lambda one: one.importance):
-        if sum(one.width + 2 for one in shown) <= width:
-            break
-        shown.discard(column)
-    shown = [column for column in columns if column in shown]
-    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
+def _table(columns, found, width):
+    """A table with a row for each of `found`, and with as many columns as fit into `width`."""
+    cells = {column: [rich.text.Text.from_markup(column.show(one)) for one in found] for column in columns}
+    widths = {column: max(len(column.heading), *(cell.cell_len for cell in cells[column]), 0) for column in columns}
+    shown = list(columns)
+    while len(shown) > 1 and sum(widths[column] + _GAP for column in shown) > width + 1:
+        shown.remove(min(shown, key=lambda one: one.importance))
+    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     for column in shown:
         table.add_column(column.heading, justify="left" if column.is_text else "right", no_wrap=not column.is_text,
                          overflow="fold")
-    return table, shown
+    for row in zip(*(cells[column] for column in shown)):
+        table.add_row(*row)
+    return table
 
 
 # All sessions, live
@@ -276,7 +300,7 @@ def _sent_again(row):
                 sum(one.get("bytes_out", 0) for one in row.connections))
 
 
-def _longest_waiting(row):
+def _longest_delay(row):
     return milliseconds(max((one.get("queue_delay_ms", 0) for one in row.connections), default=0))
 
 
@@ -291,17 +315,17 @@ def _sparkline(way, colour, width):
 def _session_columns(spark):
     """spark: width of a sparkline."""
     return (
-        _Column("instance", lambda row: rich.markup.escape(row.instance), 4, 8, is_text=True),
-        _Column("session", lambda row: rich.markup.escape(row.session["identity"]), 9, 12, is_text=True),
-        _Column("addresses", lambda row: " ".join(row.session["addresses"]), 1, 36, is_text=True),
-        _Column("out", _sparkline("out", "cyan", spark), 7, spark),
-        _Column("", lambda row: rate(row.session.get("rate_out", 0)), 8, 12),
-        _Column("in", _sparkline("in", "green", spark), 7, spark),
-        _Column("", lambda row: rate(row.session.get("rate_in", 0)), 8, 12),
-        _Column("rtt", _least_rtt, 6, 8),
-        _Column("sent again", _sent_again, 5, 10),
-        _Column("waiting", _longest_waiting, 3, 8),
-        _Column("up", _up, 2, 8),
+        _Column("instance", lambda row: rich.markup.escape(row.instance), 4, is_text=True),
+        _Column("session", lambda row: rich.markup.escape(row.session["identity"]), 9, is_text=True),
+        _Column("addresses", lambda row: " ".join(row.session["addresses"]), 1, is_text=True),
+        _Column("", _sparkline("out", "cyan", spark), 7),
+        _Column("out", lambda row: rate(row.session.get("rate_out", 0)), 8),
+        _Column("", _sparkline("in", "green", spark), 7),
+        _Column("in", lambda row: rate(row.session.get("rate_in", 0)), 8),
+        _Column("rtt", _least_rtt, 6),
+        _Column("resent", _sent_again, 5),
+        _Column("delay", _longest_delay, 3),
+        _Column("up", _up, 2),
     )
 
 
@@ -311,13 +335,13 @@ def sessions(reports, history, width):
     history: {(instance, session, "in" or "out"): [rate]}.
     """
     spark = SPARK_WIDTH if width >= SPARK_WIDE else SPARK_WIDTH // 2
-    table, columns = _table(_session_columns(spark), width)
-    found = [(report["instance"], session) for report in reports for session in report["sessions"]]
-    for instance, session in sorted(found, key=lambda one: -one[1].get("rate_in", 0) - one[1].get("rate_out", 0)):
-        rates = {way: history.get((instance, session["identity"], way), ()) for way in ("out", "in")}
-        row = _Row(instance, session, rates)
-        table.add_row(*(column.show(row) for column in columns))
-    return table
+    found = [
+        _Row(report["instance"], session,
+             {way: history.get((report["instance"], session["identity"], way), ()) for way in ("out", "in")})
+        for report in reports for session in report["sessions"]
+    ]
+    found.sort(key=lambda row: -row.session.get("rate_in", 0) - row.session.get("rate_out", 0))
+    return _table(_session_columns(spark), found, width)
 
 
 def summaries(reports):

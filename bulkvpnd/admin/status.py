@@ -6,9 +6,6 @@ import os
 import pathlib
 import socket
 import sys
-import time
-
-import rich.live
 
 from bulkvpnd import config
 from bulkvpnd.admin import screen
@@ -80,11 +77,12 @@ def run(arguments):
 
 def _watch(arguments, console):
     """Until Ctrl-C, or until there is nobody to ask, which raises StatusError."""
-    with rich.live.Live(console=console, screen=console.is_terminal, auto_refresh=False) as live:
-        while True:
-            reports, errors = ask_all(arguments.instance)
-            live.update(screen.over(errors, screen.instances(reports, console.width)), refresh=True)
-            time.sleep(arguments.watch)
+
+    def look():
+        reports, errors = ask_all(arguments.instance)
+        return screen.over(errors, screen.instances(reports, console.width))
+
+    screen.show_again(console, look, arguments.watch)
 
 
 def asked(instance):
@@ -144,7 +142,7 @@ def order(instance, command, **request):
     path = _only_socket(instance)
     report = exchange(path, {"command": command, **request})
     if "error" in report:
-        raise StatusError(f"{path.parent.name}: {report['error']}")
+        raise StatusError(f"{path.parent.name}: {report['error']}", report.get("status", 1))
     return path.parent.name, report
 
 

@@ -1,10 +1,8 @@
 """``bulkvpnctl top``: the sessions of running instances, live."""
 
 import collections
-import time
 
 import rich.console
-import rich.live
 
 from bulkvpnd.admin import screen, status
 
@@ -45,16 +43,16 @@ def run(arguments):
     console = screen.console()
     history = History()
 
+    def shown(reports):
+        history.add(reports)
+        return rich.console.Group(screen.summaries(reports), screen.sessions(reports, history.rates, console.width))
+
     def look():
         reports, errors = status.ask_all(arguments.instance)
-        history.add(reports)
-        shown = rich.console.Group(screen.summaries(reports), screen.sessions(reports, history.rates, console.width))
-        return screen.over(errors, shown)
+        return screen.over(errors, shown(reports))
 
-    if arguments.once:
-        console.print(look())
-        return 0
-    with rich.live.Live(console=console, screen=console.is_terminal, auto_refresh=False) as live:
-        while True:
-            live.update(look(), refresh=True)
-            time.sleep(PERIOD)
+    if not arguments.once:
+        screen.show_again(console, look, PERIOD)
+    reports, exit_status = status.asked(arguments.instance)
+    console.print(shown(reports))
+    return exit_status

@@ -24,10 +24,11 @@ def test_an_instance_that_is_well():
     for part in (
         "● server  well", "process 7, version 1", "bulk0 10.86.0.1/24", "csum tso", "2 of 2 alive, 1 restarts",
         "of the bytes 75.0 %, 25.0 %", "no_session 3", "accept   2 now, admitted 9, source full 4",
-        "alice  10.86.0.2  aes-256-gcm  up 1m 1s  out 1.5 Mbit/s, 1.0 MiB  in 2.0 Gbit/s, 5.0 GiB",
-        "[2001:db8::2]:4711", "1d 1h", "0.8 ms", "1.0 kbit/s / 999 bit/s",
+        "alice  10.86.0.2 from 2001:db8::2 192.0.2.1  aes-256-gcm  up 1m 1s  out 1.5 Mbit/s, 1.0 MiB  in 2.0 Gbit/s, "
+        "5.0 GiB",
+        "[2001:db8::2]:4711", "1d 1h", "0.8 ms", "1.0 k / 999",
         "1.5 KiB / 3.0 GiB", "1,234,567 / 1", "2 / 3", "1.0 %",
-        "2.0 KiB, 12.3 ms", "bbr",
+        "2.0 KiB", "12.3 ms", "bbr",
     ):  # fmt: skip
         assert part in text, part
     assert "queue_full" not in text and "problem" not in text
@@ -54,6 +55,8 @@ def test_a_client_shows_the_server_s_addresses_in_the_tunnel():
     assert "  server " not in shown(REPORT)
     report = changed(mode="client", addresses=["10.86.0.7/24", "fd86::7/64", "10.9.9.9/32"])
     assert "  server   10.86.0.1 fd86::1 10.9.9.9\n" in shown(report)
+    # Its session is with the server, which has other addresses than the client's own.
+    assert "alice  at 2001:db8::2 192.0.2.1  aes-256-gcm" in shown(report)
 
 
 @pytest.mark.parametrize("width", [60, 80])
@@ -63,7 +66,9 @@ def test_what_is_too_wide_goes_on_below_its_beginning(width):
     start = next(number for number, line in enumerate(lines) if line.startswith("  problem  1 packet came"))
     end = next(number for number, line in enumerate(lines) if line.startswith("  device "))
     assert end > start + 2 and all(line.startswith(" " * 11) for line in lines[start + 1 : end])
-    assert "  alice  10.86.0.2  aes-256-gcm  up 1m 1s\n    out 1.5 Mbit/s, 1.0 MiB" in "\n".join(lines)
+    assert "\n    out 1.5 Mbit/s, 1.0 MiB" in "\n".join(lines)
+    session = next(number for number, line in enumerate(lines) if line.startswith("  alice  10.86.0.2 from "))
+    assert lines[session + 1].startswith(" " * (4 if width == 80 else 9))
 
 
 def test_networks_behind_a_client():
@@ -86,8 +91,17 @@ def test_nothing_in_a_report_is_markup():
 def test_a_narrow_terminal_shows_less_and_cuts_nothing(width):
     text = text_of(screen.connections(REPORT["sessions"][0]["connections"], width), width)
     assert "…" not in text and max(map(len, text.splitlines())) <= width
-    assert ("congestion" in text) == (width == 220)
-    assert ("[2001:db8::2]:4711" in text) == (width >= 80) and ("0.8 ms" in text) == (width >= 80)
+    for part, least in (("0.8 ms", 40), ("bit/s out / in", 40), ("[2001:db8::2]:4711", 120), ("congestion", 160)):
+        assert (part in text) == (width >= least), part
+
+
+def test_80_columns_have_what_says_whether_a_connection_is_well():
+    busy = {"index": 3, "worker": 1, "peer": "203.0.113.241:34672", "age": 90061, "rtt_ms": 126.4,
+            "bytes_out": 250 << 20, "bytes_in": 252 << 20, "rate_out": 154.8e6, "rate_in": 308e6, "queued": 1 << 20,
+            "queue_delay_ms": 42.3, "bytes_retransmitted": 1 << 20, "congestion": "bbr"}  # fmt: skip
+    text = text_of(screen.connections([busy], 80), 80)
+    for part in ("worker", "126.4 ms", "154.8 M / 308.0 M", "250.0 MiB / 252.0 MiB", "0.4 %", "42.3 ms"):
+        assert part in text, part
 
 
 def test_sessions_the_busiest_first():
@@ -98,14 +112,14 @@ def test_sessions_the_busiest_first():
     assert " ▄█" in text and "2.0 Gbit/s" in text and "2 of 2" in text and "12.3 ms" in text
 
 
-@pytest.mark.parametrize("width", [60, 80, 100, 120, 160, 180])
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 120, 160, 180])
 def test_a_narrow_terminal_shows_fewer_of_each_session(width):
     rates = {("server", "alice", way): [0, 5] * 10 for way in ("in", "out")}
     text = text_of(screen.sessions([REPORT], rates, width), width)
     assert "…" not in text and max(map(len, text.splitlines())) <= width
-    assert "alice" in text and "█" in text
-    for part, least in (("2.0 Gbit/s", 60), ("0.8 ms", 80), ("sent again", 100), ("2 of 2", 120),
-                        ("10.86.0.2 ", 160)):
+    assert "alice" in text
+    for part, least in (("1.5 Mbit/s", 40), ("2.0 Gbit/s", 40), ("█", 60), ("0.8 ms", 80), ("resent", 80),
+                        ("2 of 2", 100), ("10.86.0.2 ", 120)):
         assert (part in text) == (width >= least), part
 
 
