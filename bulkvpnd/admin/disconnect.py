@@ -17,5 +17,5 @@ def add_arguments(parser):
 def run(arguments):
     """Returns the exit status."""
     instance, answer = status.order(arguments.instance, "disconnect", identity=arguments.name)
-    print(f"{instance}: {arguments.name}: {answer['ended']} sessions ended")
+    print(f"{instance}: {arguments.name}: {answer['ended']} session{'s' if answer['ended'] != 1 else ''} ended")
     return os.EX_OK

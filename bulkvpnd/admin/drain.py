@@ -27,7 +27,8 @@ def run(arguments):
         if answer["sessions"] != before:
             before = answer["sessions"]
             how = "accepts no new sessions" if answer["draining"] else "accepts new sessions"
-            print(f"{name}: {how}; {before} {'is' if before == 1 else 'are'} left", flush=True)
+            what = "left" if answer["draining"] else "there"
+            print(f"{name}: {how}; {before} {'is' if before == 1 else 'are'} {what}", flush=True)
         if not arguments.wait or not before:
             return os.EX_OK
         time.sleep(PERIOD)

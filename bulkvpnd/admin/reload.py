@@ -9,7 +9,6 @@ import pathlib
 
 from bulkvpnd import config
 from bulkvpnd.admin import status
-from bulkvpnd.admin.errors import CommandError
 
 
 def add_arguments(parser):
@@ -22,12 +21,9 @@ def add_arguments(parser):
 def run(arguments):
     """Returns the exit status."""
     file = arguments.config or str(config.CONFIGURATION_DIRECTORY / f"{pathlib.Path(arguments.instance).name}.conf")
-    try:
-        # Not systemd's copy, which the environment of a unit's command may name.
-        text = config.read_secret_file(pathlib.Path(file), original=True)
-        config.load(["--config", file], text)
-    except config.ConfigurationError as error:
-        raise CommandError(str(error), os.EX_CONFIG) from None
+    # Not systemd's copy, which the environment of a unit's command may name.
+    text = config.read_secret_file(pathlib.Path(file), original=True)
+    config.load(["--config", file], text)
     name, answer = status.order(arguments.instance, "reload", text=text)
     for line in shown(name, answer):
         print(line)

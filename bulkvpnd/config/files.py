@@ -28,7 +28,8 @@ def read_secret_file(file, original=False):
             text = bounded_text(stream, file)
     except OSError as error:
         mend = _MENDS.get(error.errno, "give the path of a file that can be read")
-        raise ConfigurationError(f"{file}: cannot be read: {error.strerror}; {mend}") from None
+        status = os.EX_NOPERM if isinstance(error, PermissionError) else os.EX_CONFIG
+        raise ConfigurationError(f"{file}: cannot be read: {error.strerror}; {mend}", status=status) from None
     if "PRIVATE KEY-----" in text:
         if status.st_uid not in (0, os.geteuid()):
             raise ConfigurationError(

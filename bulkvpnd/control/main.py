@@ -189,7 +189,7 @@ class Main:
         except (config.ConfigurationError, OSError) as error:
             log.error("not reloaded, the former configuration stays in force: %s", _said(error),
                       extra={"MESSAGE_ID": events.ID["not-reloaded"]})
-            raise CommandError(_said(error)) from None
+            raise CommandError(_said(error), getattr(error, "status", 1)) from None
         service.set_level(self._current.configuration.log_level)
         role.revoke(self._current.revocations.context, self._current.revocations.revoked)
         self._hooks.reconfigure(self._current.configuration)

@@ -69,7 +69,11 @@ class Claim:
 
 
 class CommandError(Exception):
-    """A command that cannot be done. message: one line for the administrator."""
+    """A command that cannot be done. message: one line for the administrator. status: with which bulkvpnctl exits."""
+
+    def __init__(self, message, status=1):
+        super().__init__(message)
+        self.status = status
 
 
 class StatusSocket:
@@ -120,7 +124,7 @@ class StatusSocket:
         if function is None:
             return self._report()
         if not is_privileged:
-            return {"error": f"{command}: only root may order that; run it as root"}
+            return {"error": f"{command}: only root may order that; run it as root", "status": os.EX_NOPERM}
         try:
             # In a greenlet of its own: whoever asked may lose patience, but it is not done by halves.
             return gevent.spawn(_outcome, function, request).get()
@@ -138,7 +142,7 @@ def _outcome(function, request):
     try:
         return function(request)
     except CommandError as error:
-        return {"error": str(error)}
+        return {"error": str(error), "status": error.status}
 
 
 def _user(sock):

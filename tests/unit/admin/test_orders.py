@@ -93,7 +93,7 @@ def test_drain_waits_until_nobody_is_left(instance, ctl):
     code, out, err = ctl("drain", "--wait")
     assert (code, err) == (0, "")
     assert out.splitlines() == [f"server: accepts no new sessions; {left} left" for left in ("2 are", "1 is", "0 are")]
-    assert ctl("drain", "--off")[1] == "server: accepts new sessions; 0 are left\n"
+    assert ctl("drain", "--off")[1] == "server: accepts new sessions; 0 are there\n"
     assert [one["off"] for one in asked] == [False] * 4 + [True]
 
 

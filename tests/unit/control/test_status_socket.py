@@ -96,7 +96,7 @@ def test_who_is_not_root_may_only_look(tmp_path):
     tmp_path.chmod(0o711)  # of those above it nobody asks who is in it already
     try:
         assert ask_as_nobody(path, b'{"command": "status"}') == {"instance": "server"}
-        refused = {"error": "drain: only root may order that; run it as root"}
+        refused = {"error": "drain: only root may order that; run it as root", "status": 77}
         assert ask_as_nobody(path, b'{"command": "drain"}') == refused
         too_long = b'{"command": "status", "x": "' + b"x" * REQUEST_MAX + b'"}'
         assert ask_as_nobody(path, too_long) in (None, {"error": "unknown command; there is: status, drain"})
@@ -109,12 +109,12 @@ def test_who_is_not_root_may_only_look(tmp_path):
 
 def test_what_goes_wrong_with_a_command_is_one_answer(tmp_path, capfd):
     def refuse(request):
-        raise CommandError(f"no {request['what']}")
+        raise CommandError(f"no {request['what']}", 78)
 
     reports = StatusSocket(tmp_path, lambda: {"instance": "server"}, {"refuse": refuse})
     reports.start()
     path = tmp_path / "status.sock"
-    assert json.loads(ask(path, b'{"command": "refuse", "what": "way"}\n')) == {"error": "no way"}
+    assert json.loads(ask(path, b'{"command": "refuse", "what": "way"}\n')) == {"error": "no way", "status": 78}
     answer = json.loads(ask(path, b'{"command": "refuse"}\n'))
     assert answer == {"error": "refuse: internal error; the log of the instance says more"}
     assert ask(path, b'{"command": "status"}\n') == b'{"instance": "server"}\n'
