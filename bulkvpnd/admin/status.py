@@ -1,6 +1,7 @@
 """``bulkvpnctl status``: what running instances say of themselves."""
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
@@ -161,7 +162,9 @@ def exchange(path, request, seconds=TIMEOUT):
         with socket.socket(socket.AF_UNIX) as sock, sock.makefile("rb") as stream:
             sock.settimeout(seconds)
             sock.connect(str(path))
-            sock.sendall(json.dumps(request, ensure_ascii=False).encode() + b"\n")
+            # A socket without a place for it answers and hangs up at once.
+            with contextlib.suppress(BrokenPipeError):
+                sock.sendall(json.dumps(request, ensure_ascii=False).encode() + b"\n")
             report = json.loads(stream.readline())
     except PermissionError:
         raise StatusError(f"{path}: permission denied; run it as root", os.EX_NOPERM) from None

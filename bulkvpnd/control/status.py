@@ -2,10 +2,13 @@
 
     {"command": "status"}   -->   {"instance": …, "sessions": […], …}   or   {"error": "…"}
 
-Whoever may open the socket may ask for the status. Every other command changes something, so it is only for root and
-the daemon's own user, as the kernel names them (SO_PEERCRED of unix(7)).
+Whoever may open the socket may ask for the status. Every other command changes something, so it is only for root, as
+the kernel names who asks (SO_PEERCRED of unix(7)). It is not for the daemon's own user, which its workers have too: one
+that was taken over would bring a configuration with a hook, and a hook has the daemon's capability.
 """
 
+import collections
+import contextlib
 import json
 import logging
 import os
@@ -27,6 +30,11 @@ PRIVILEGED_MAX = REQUEST_MAX + 2 * MAX_FILE_SIZE
 """Bytes of one that may hold the text of a configuration, in which JSON escapes each end of a line (choice)."""
 TIME_MAX = 5.0
 """Seconds for one request (choice)."""
+PLACES_EACH, PLACES_MAX = 8, 16
+"""Requests at once of one user, and of all users but root, whom nobody keeps out (choice)."""
+
+ROOT = 0
+"""Its user id."""
 
 _TOTALS = (
     "bytes_out", "frames_out", "packets_out", "segments_out", "bytes_in", "frames_in", "packets_in", "segments_in",
@@ -79,14 +87,16 @@ class CommandError(Exception):
 class StatusSocket:
     """Listens in the runtime directory, readable for its owner and group. report: () -> JSON-able object.
 
-    commands: {name: function(request)} of what only root and the daemon's user may order; request is the JSON object,
+    commands: {name: function(request)} of what only `master` may order, the id of a user; request is the JSON object,
     and the function returns one, or raises CommandError.
     """
 
-    def __init__(self, directory, report, commands=()):
+    def __init__(self, directory, report, commands=(), master=ROOT):
         self._path = directory / SOCKET_NAME
         self._report = report
         self._commands = dict(commands)
+        self._master = master
+        self._places = collections.Counter()  # user: requests that are being answered
         self._server = None
 
     def start(self):
@@ -100,14 +110,31 @@ class StatusSocket:
             sock.bind(str(self._path))
         finally:
             os.umask(mask)
-        sock.listen(8)
-        self._server = StreamServer(sock, self._answer, spawn=16)
+        sock.listen()
+        self._server = StreamServer(sock, self._serve)
         self._server.start()
 
-    def _answer(self, sock, _address):
+    def _serve(self, sock, _address):
+        with sock:
+            user = _user(sock)
+            if not self._has_place(user):
+                # At once, or those who hold their places would fill the queue of the socket too, and keep out root.
+                with contextlib.suppress(OSError):
+                    sock.send(b'{"error": "too many requests at once; try again when the others are answered"}\n')
+                return
+            self._places += collections.Counter([user])
+            try:
+                self._answer(sock, user == self._master)
+            finally:
+                self._places -= collections.Counter([user])
+
+    def _has_place(self, user):
+        others = self._places.total() - self._places[ROOT]
+        return self._places[user] < PLACES_EACH and (user == ROOT or others < PLACES_MAX)
+
+    def _answer(self, sock, is_privileged):
         try:
-            with gevent.Timeout(TIME_MAX), sock, sock.makefile("rwb") as stream:
-                is_privileged = _user(sock) in (0, os.geteuid())
+            with gevent.Timeout(TIME_MAX), sock.makefile("rwb") as stream:
                 line = stream.readline(PRIVILEGED_MAX if is_privileged else REQUEST_MAX)
                 stream.write(json.dumps(self._answer_to(line, is_privileged)).encode("ascii") + b"\n")
         except (OSError, gevent.Timeout) as error:

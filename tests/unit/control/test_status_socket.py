@@ -1,5 +1,6 @@
 """control.status: the status socket, asked well and badly."""
 
+import contextlib
 import gc
 import json
 import os
@@ -17,7 +18,9 @@ from gevent.event import Event
 
 from bulkvpnd.admin import status as admin
 from bulkvpnd.control import status as status_module
-from bulkvpnd.control.status import PRIVILEGED_MAX, REQUEST_MAX, Claim, CommandError, StatusSocket
+from bulkvpnd.control.status import (
+    PLACES_EACH, PLACES_MAX, PRIVILEGED_MAX, REQUEST_MAX, Claim, CommandError, StatusSocket,
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -66,52 +69,123 @@ def test_anything_else_is_answered_with_what_there_is(path, request_line, capfd)
     assert ask(path, b'{"command": "status"}\n') == b'{"instance": "server"}\n'
 
 
+NOBODY = 65534
 ASKER = """
-import os, socket, sys
-os.setresuid(65534, 65534, 65534)
+import contextlib, os, socket, sys
+os.setresuid(*[int(sys.argv[1])] * 3)
 with socket.socket(socket.AF_UNIX) as sock:
-    sock.connect(sys.argv[1])
-    try:
+    sock.connect("status.sock")
+    with contextlib.suppress(BrokenPipeError):
         sock.sendall(sys.stdin.buffer.read() + b"\\n")
+    with contextlib.suppress(ConnectionResetError):
         sys.stdout.buffer.write(sock.makefile("rb").readline())
-    except (ConnectionResetError, BrokenPipeError):
-        pass
 """
 
 
-def ask_as_nobody(path, request):
-    process = gevent.subprocess.run([sys.executable, "-c", ASKER, path.name], cwd=path.parent, input=request,
-                                    capture_output=True, timeout=10)
+def ask_as(user, request):
+    """Asks the socket in the current directory."""
+    process = gevent.subprocess.run([sys.executable, "-c", ASKER, str(user)], input=request, capture_output=True,
+                                    timeout=10)
     assert process.returncode == 0, process.stderr
     return json.loads(process.stdout) if process.stdout else None
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be somebody else")
-def test_who_is_not_root_may_only_look(tmp_path):
+STATUS, DRAIN = b'{"command": "status"}', b'{"command": "drain"}'
+REFUSED = {"error": "drain: only root may order that; run it as root", "status": 77}
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be somebody else")
+
+
+@pytest.fixture
+def drained(tmp_path, monkeypatch):
+    """The requests to drain that a socket took, which everybody may open, in the current directory."""
     done = []
     reports = StatusSocket(tmp_path, lambda: {"instance": "server"}, {"drain": lambda one: done.append(one) or {}})
     reports.start()
-    path = tmp_path / "status.sock"
-    path.chmod(0o666)
+    (tmp_path / "status.sock").chmod(0o666)
     tmp_path.chmod(0o711)  # of those above it nobody asks who is in it already
+    monkeypatch.chdir(tmp_path)
+    yield done
+    reports.stop()
+
+
+@needs_root
+def test_who_is_not_root_may_only_look(drained, tmp_path):
+    assert ask_as(NOBODY, STATUS) == {"instance": "server"}
+    assert ask_as(NOBODY, DRAIN) == REFUSED
+    too_long = b'{"command": "status", "x": "' + b"x" * REQUEST_MAX + b'"}'
+    assert ask_as(NOBODY, too_long) in (None, {"error": "unknown command; there is: status, drain"})
+    assert drained == []
+    assert ask(tmp_path / "status.sock", DRAIN[:-1] + b', "text": "' + b"x" * 3 * REQUEST_MAX + b'"}\n') == b"{}\n"
+    assert len(drained) == 1
+
+
+@needs_root
+def test_the_daemon_s_own_user_may_only_look(drained):
+    """Its workers have it too."""
+    os.seteuid(NOBODY)
     try:
-        assert ask_as_nobody(path, b'{"command": "status"}') == {"instance": "server"}
-        refused = {"error": "drain: only root may order that; run it as root", "status": 77}
-        assert ask_as_nobody(path, b'{"command": "drain"}') == refused
-        too_long = b'{"command": "status", "x": "' + b"x" * REQUEST_MAX + b'"}'
-        assert ask_as_nobody(path, too_long) in (None, {"error": "unknown command; there is: status, drain"})
-        assert done == []
-        assert ask(path, b'{"command": "drain", "text": "' + b"x" * 3 * REQUEST_MAX + b'"}\n') == b"{}\n"
-        assert len(done) == 1
+        assert ask_as(NOBODY, STATUS) == {"instance": "server"}
+        assert ask_as(NOBODY, DRAIN) == REFUSED and drained == []
+        assert ask_as(0, DRAIN) == {} and len(drained) == 1
     finally:
-        reports.stop()
+        os.seteuid(0)
+
+
+def connected(path, count, held):
+    """Connections that say nothing. held: ExitStack."""
+    for _ in range(count):
+        sock = held.enter_context(socket.socket(socket.AF_UNIX))
+        sock.connect(str(path))
+        yield sock
+
+
+FULL = {"error": "too many requests at once; try again when the others are answered"}
+
+
+def test_one_user_has_so_many_places_and_the_rest_is_refused_at_once(path):
+    with contextlib.ExitStack() as held:
+        first, *_ = list(connected(path, PLACES_EACH, held))
+        for sock in connected(path, 200, held):
+            assert json.loads(sock.makefile().readline()) == FULL
+        first.sendall(b'{"command": "status"}\n')
+        assert json.loads(first.makefile().readline()) == {"instance": "server"}
+        until(lambda: ask(path, b'{"command": "status"}\n') == b'{"instance": "server"}\n', "its place is free")
+
+
+CROWD = """
+import os, socket, sys
+for user in range(1, int(sys.argv[1])):
+    os.seteuid(user)
+    for _ in range(int(sys.argv[2])):
+        sock = socket.socket(socket.AF_UNIX)
+        sock.connect("status.sock")
+        os.dup(sock.detach())
+    os.seteuid(0)
+print(flush=True), input()
+"""
+
+
+@needs_root
+def test_a_crowd_does_not_keep_out_root(drained, tmp_path):
+    """Many users with many connections each, that say nothing: root's are answered, and before the others end."""
+    users, each = PLACES_MAX + 1, PLACES_MAX
+    with gevent.subprocess.Popen([sys.executable, "-c", CROWD, str(users), str(each)], stdin=gevent.subprocess.PIPE,
+                                 stdout=gevent.subprocess.PIPE) as crowd:
+        try:
+            assert crowd.stdout.readline() == b"\n"
+            assert ask_as(NOBODY, STATUS) == FULL
+            for _ in range(PLACES_EACH):
+                assert ask(tmp_path / "status.sock", STATUS + b"\n") == b'{"instance": "server"}\n'
+        finally:
+            crowd.communicate(b"\n")
+    until(lambda: ask_as(NOBODY, STATUS) == {"instance": "server"}, "there is room again")
 
 
 def test_what_goes_wrong_with_a_command_is_one_answer(tmp_path, capfd):
     def refuse(request):
         raise CommandError(f"no {request['what']}", 78)
 
-    reports = StatusSocket(tmp_path, lambda: {"instance": "server"}, {"refuse": refuse})
+    reports = StatusSocket(tmp_path, lambda: {"instance": "server"}, {"refuse": refuse}, os.geteuid())
     reports.start()
     path = tmp_path / "status.sock"
     assert json.loads(ask(path, b'{"command": "refuse", "what": "way"}\n')) == {"error": "no way", "status": 78}
@@ -131,7 +205,7 @@ def test_a_command_is_not_done_by_halves_when_the_asker_loses_patience(tmp_path,
         done.set()
         return {}
 
-    reports = StatusSocket(tmp_path, dict, {"slow": slow})
+    reports = StatusSocket(tmp_path, dict, {"slow": slow}, os.geteuid())
     reports.start()
     assert ask(tmp_path / "status.sock", b'{"command": "slow"}\n') == b""
     assert begun.is_set() and not done.is_set()
