@@ -398,8 +398,13 @@ class Client:
 
     # What workers report
 
-    def established(self, number):
+    def _reported(self, number, worker):
+        """The connection, or None: a worker speaks for its own only."""
         connection = self._connections.get(number)
+        return connection if connection is not None and connection.worker == worker else None
+
+    def established(self, number, worker):
+        connection = self._reported(number, worker)
         if connection is None:
             return
         connection.is_live = True
@@ -421,9 +426,8 @@ class Client:
             self.network.came_up(self._on_ready)
 
     def closed(self, message, worker):
-        connection = self._connections.get(message["connection"])
-        if connection is not None and connection.worker == worker:
-            # A worker speaks for its own connections only.
+        connection = self._reported(message["connection"], worker)
+        if connection is not None:
             self._counted.update(message["counters"])
             self._end(connection, printable(message["reason"], REASON_MAX))
             self._announce()

@@ -254,8 +254,8 @@ class Server:
 
     # What workers report
 
-    def established(self, number):
-        result = self._sessions.established(number)
+    def established(self, number, worker):
+        result = self._sessions.established(number) if self._reported(number, worker) else None
         if result is None:
             return
         connection, replaced, ended = result
@@ -277,10 +277,14 @@ class Server:
         log.debug("connection %d of %s is up on worker %d", connection.index, session.identity, connection.worker,
                   extra=_fields(connection))
 
+    def _reported(self, number, worker):
+        """The connection, or None: a worker speaks for its own only."""
+        connection = self._sessions.connections.get(number)
+        return connection if connection is not None and connection.worker == worker else None
+
     def closed(self, message, worker):
-        connection = self._sessions.connections.get(message["connection"])
-        if connection is None or connection.worker != worker:
-            # A worker speaks for its own connections only.
+        connection = self._reported(message["connection"], worker)
+        if connection is None:
             return
         self._sessions.closed(connection.number, time.monotonic())
         session = connection.session

@@ -18,6 +18,7 @@ import gevent
 from gevent.event import AsyncResult, Event
 
 from bulkvpnd import events
+from bulkvpnd.service import printable
 from bulkvpnd.workerlink import LinkClosed, WorkerLink
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,8 @@ RESTART_PAUSE = 0.2
 RESTART_PAUSE_MAX = 5.0
 LIVED = 60.0
 """Seconds after which a worker counts as one that worked: the next pause is short again (choice)."""
+BUG_LINES, BUG_WIDTH = 40, 200
+"""Lines of a worker's traceback that are logged, the last ones, and characters of each (choice)."""
 STOP_TIME = 2.0
 """Seconds that a worker has for ending before it is killed (choice)."""
 
@@ -92,7 +95,7 @@ class Workers:
         """Starts all and waits until each is ready. Raises OSError when a worker cannot be started.
 
         tun: host.tun.Tun, one queue each. frame_size: bytes. handler: has worker_ready(index), worker_lost(index),
-        established(number), closed(message, index).
+        established(number, index), closed(message, index).
         """
         self._tun = tun
         self._frame_size = frame_size
@@ -183,13 +186,16 @@ class Workers:
         """Receiving anything is what counts."""
 
     def _on_established(self, worker, message):
-        self._handler.established(message["connection"])
+        self._handler.established(message["connection"], worker.index)
 
     def _on_closed(self, worker, message):
         self._handler.closed(message, worker.index)
 
     def _on_bug(self, worker, message):
-        log.error("worker %d: internal error:\n%s", worker.index, message["traceback"], extra={"WORKER": worker.index})
+        # Line by line, since lines are what a traceback is for; and a worker that was taken over may send anything.
+        lines = [printable(line, BUG_WIDTH) for line in message["traceback"].splitlines()[-BUG_LINES:]]
+        log.error("worker %d: internal error:\n%s", worker.index, "\n".join(lines),
+                  extra={"WORKER": worker.index})
 
     def _on_status(self, worker, message):
         waiting = self._requests.get((worker.index, message["request"]))

@@ -234,9 +234,19 @@ class Workers:
         """The messages of one type, of one worker or all."""
         return [message for at, message in self.sent if message["type"] == kind and index in (None, at)]
 
+    def worker_of(self, number):
+        """The index of the worker that has a connection, 0 for one that none has."""
+        got = {message["connection"]: index for index, message in self.sent if message["type"] == "attach"}
+        return got.get(number, 0)
+
     def close(self):
         for sock in self.sockets.values():
             sock.close()
+
+
+def establish(role, number):
+    """The worker of a connection reports its first authentic frame. role: Server or Client."""
+    role.established(number, role.workers.worker_of(number))
 
 
 class Routes:

@@ -9,7 +9,7 @@ import types
 import gevent
 import gevent.event
 import pytest
-from doubles import Network, Tun, Workers, free_port, until
+from doubles import Network, Tun, Workers, establish, free_port, until
 from scripted import WELCOME, Server, attached, clients, ends, granting, make_site
 
 from bulkvpnd.control import client as client_module
@@ -58,15 +58,15 @@ def test_ready_is_said_once_and_with_the_first_authentic_frame(start, caplog):
     messages = attached(client, 2)
     assert client.told == [] and client.summary() == "connecting"
     for message in messages:
-        client.established(message["connection"])
+        establish(client, message["connection"])
     assert client.told == ["ready"] and client.summary() == "connected, 2 of 2 connections"
     assert client.workers.told("session")[-1]["workers"] == [0, 1]
     assert caplog.text.count("connected to 127.0.0.1") == 1
-    client.established(99)
+    establish(client, 99)
     for message in messages:
         ends(client, message)
     assert caplog.text.count("no connection to the server is left") == 1
-    client.established(attached(client, 3)[2]["connection"])
+    establish(client, attached(client, 3)[2]["connection"])
     assert client.told == ["ready"] and caplog.text.count("connected to 127.0.0.1") == 2
 
 
@@ -74,7 +74,12 @@ def test_a_worker_speaks_for_its_own_connections_only(start, caplog):
     caplog.set_level(logging.INFO)
     client = start()
     message = attached(client, 2)[0]
-    other = 1 - client._connections[message["connection"]].worker
+    connection = client._connections[message["connection"]]
+    other = 1 - connection.worker
+    client.established(connection.number, other)
+    assert not connection.is_live
+    client.established(connection.number, connection.worker)
+    assert connection.is_live
     client.closed({"connection": message["connection"], "reason": "not mine"}, other)
     assert message["connection"] in client._connections
     ends(client, message, "said\n\x1b[2J" + "x" * 1000)
@@ -90,7 +95,7 @@ def test_what_the_routes_of_the_host_need_to_know(start):
     messages = attached(client, 2)
     assert not client.carries(None) and not client.outer_addresses()
     for message in messages:
-        client.established(message["connection"])
+        establish(client, message["connection"])
     ends(client, messages[0])
     assert client.carries(None) and client.outer_addresses() == {"127.0.0.1"}
     ends(client, messages[1])
@@ -185,7 +190,7 @@ def test_status_says_why_there_is_no_connection(start):
     assert client.status({})["failure"].startswith(f"127.0.0.1:{client.server.port}: ")
     assert "pool: every address of its pool is in use; there pool-ipv4" in client.status({})["failure"]
     client.server.script = lambda hello: granting(hello, connections=1)
-    client.established(attached(client, 1)[0]["connection"])
+    establish(client, attached(client, 1)[0]["connection"])
     assert client.status({})["failure"] is None
 
 
@@ -213,7 +218,7 @@ def test_a_frame_of_a_session_that_is_gone_already_breaks_nothing(start):
     client = start(script=lambda hello: Refuse("session") if hello.session else granting(hello))
     first = attached(client, 1)[0]
     client._set_session(None)
-    client.established(first["connection"])
+    establish(client, first["connection"])
     assert client.told == ["ready"] and client.summary() == "connected, 1 of 2 connections"
     assert client.status({})["sessions"] == [] or client._welcome
     client.worker_ready(0)
@@ -351,14 +356,14 @@ def test_each_connection_is_replaced_one_at_a_time(start):
     first = attached(client, 2)
     for message in first:
         assert not message["replaces"]
-        client.established(message["connection"])
+        establish(client, message["connection"])
     fresh = attached(client, 3)[2]
     hello = client.server.hellos[-1]
     assert fresh["replaces"] and hello.replaces and hello.session == WELCOME.session
     assert fresh["index"] == hello.index and fresh["secret_out"] not in [message["secret_out"] for message in first]
     # Until it is up and the old one has gone, no other is due.
     gevent.sleep(0.15)
-    client.established(fresh["connection"])
+    establish(client, fresh["connection"])
     gevent.sleep(0.15)
     assert len(client.workers.told("attach")) == 3
     (old,) = [message for message in first if message["index"] == fresh["index"]]
@@ -370,7 +375,7 @@ def test_each_connection_is_replaced_one_at_a_time(start):
 def test_a_replacement_that_fails_leaves_the_old_one(start, caplog):
     client = start(count=1, replace={"replace_interval": 0.05}, script=lambda hello: granting(hello, connections=1))
     (first,) = attached(client, 1)
-    client.established(first["connection"])
+    establish(client, first["connection"])
     client.server.script = lambda hello: Refuse("busy")
     until(lambda: caplog.text.count("it cannot be replaced") >= 2)
     assert list(client._connections) == [first["connection"]] and not client.workers.told("detach")
@@ -382,7 +387,7 @@ def test_a_replacement_that_fails_leaves_the_old_one(start, caplog):
     assert third["replaces"] and first["connection"] in client._connections
     # The old one goes before the new one is up: the new one is what there is.
     ends(client, first)
-    client.established(third["connection"])
+    establish(client, third["connection"])
     fourth = attached(client, 4)[3]
     assert fourth["replaces"]
 
@@ -390,7 +395,7 @@ def test_a_replacement_that_fails_leaves_the_old_one(start, caplog):
 def test_nothing_is_replaced_where_it_is_not_wanted(start):
     client = start(count=1, replace_interval=0, script=lambda hello: granting(hello, connections=1))
     (first,) = attached(client, 1)
-    client.established(first["connection"])
+    establish(client, first["connection"])
     assert client._configuration.replace_interval == 0
     gevent.sleep(0.1)
     assert len(client.workers.told("attach")) == 1
@@ -421,7 +426,7 @@ def test_a_worker_that_died_has_its_connections_made_again(start):
     client = start()
     messages = attached(client, 2)
     for message in messages:
-        client.established(message["connection"])
+        establish(client, message["connection"])
     client.workers.all[0].ready.clear()
     client.worker_lost(0)
     assert client.workers.told("session")[-1]["workers"] == [1]
@@ -462,7 +467,7 @@ def test_status_shows_what_lives_and_no_secret(start):
     client = start()
     assert client.status({}) == {"addresses": [], "sessions": [], "failure": None}
     messages = attached(client, 2)
-    client.established(messages[0]["connection"])
+    establish(client, messages[0]["connection"])
     report = client.status({messages[0]["connection"]: {"bytes_in": 3}})
     assert report["addresses"] == ["10.86.0.2/24"]
     (connection,) = report["sessions"][0]["connections"]
@@ -487,7 +492,7 @@ def test_a_server_that_starts_again_is_found_soon(start, monkeypatch):
 
     monkeypatch.setattr(client, "_open", opening)
     message, = attached(client, 1)
-    client.established(message["connection"])
+    establish(client, message["connection"])
     client.server.stop()
     ends(client, message, "closed by the peer: shutdown")
     # Doubled, the tenth pause would be of 5 s at least.
@@ -500,7 +505,7 @@ def test_one_that_stays_away_is_asked_less_often(start, monkeypatch):
     monkeypatch.setattr(client_module, "RESTART_TIME", 0.1)
     client = start(count=1, script=lambda hello: granting(hello, connections=1), retry_max=60)
     message, = attached(client, 1)
-    client.established(message["connection"])
+    establish(client, message["connection"])
     tries = []
     monkeypatch.setattr(client, "_open", lambda remote: tries.append(time.monotonic()) or refuse())
 
@@ -525,7 +530,7 @@ def test_a_connection_is_replaced_by_one_to_another_remote(start, site):
     try:
         (message,) = attached(client, 1)
         client.reconfigure(dataclasses.replace(client._configuration, remote=(("127.0.0.1", other.port),)))
-        client.established(message["connection"])
+        establish(client, message["connection"])
         assert attached(client, 2)[1]["replaces"]
         assert len(client.server.hellos) == 1 and other.hellos[0].replaces
     finally:
@@ -577,7 +582,7 @@ def test_terms_are_those_of_the_session_and_hooks_hear_of_the_tunnel(start):
     client.tell = lambda event, **values: told.append((event, values["addresses"]))
     messages = attached(client, 2)
     for message in messages:
-        client.established(message["connection"])
+        establish(client, message["connection"])
     assert told == [("up", "10.86.0.2/24")]
     client.reconfigure(dataclasses.replace(client._configuration, rekey_interval=60, rekey_bytes=1 << 20))
     assert client.network.calls[-1][0] == "reconfigure"
@@ -588,7 +593,7 @@ def test_terms_are_those_of_the_session_and_hooks_hear_of_the_tunnel(start):
     assert joined.session and (joined.rekey_interval, joined.rekey_bytes) == (WELCOME.rekey_interval,
                                                                               WELCOME.rekey_bytes)
     assert first.rekey_interval != 60
-    client.established(client.workers.told("attach")[-1]["connection"])
+    establish(client, client.workers.told("attach")[-1]["connection"])
     ends(client, messages[0])
     assert told == [("up", "10.86.0.2/24")]
     ends(client, client.workers.told("attach")[2])

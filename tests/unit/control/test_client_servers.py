@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from doubles import until
+from doubles import establish, until
 from scripted import Server, attached, clients, ends, granting, make_site
 
 from bulkvpnd.protocol.handshake import Refuse
@@ -114,18 +114,18 @@ def test_servers_that_do_not_answer_are_tried_in_turn_by_all_diallers_together(s
 def test_a_server_that_moved_takes_the_session_with_it(start):
     client, one, other, third = start(b"1" * 16, b"1" * 16, b"3" * 16, count=1)
     (old,) = attached(client, 1)
-    client.established(old["connection"])
+    establish(client, old["connection"])
     client._configuration = dataclasses.replace(client._configuration, replace_interval=0.05)
     ends(client, old)
     old = attached(client, 2)[1]
-    client.established(old["connection"])
+    establish(client, old["connection"])
     client.reconfigure(dataclasses.replace(client._configuration, remote=(("127.0.0.1", third.port),)))
     until(lambda: len(third.hellos) >= 2, "its connection is to be replaced by one to another server")
     assert set(sessions(third)) == {b"1" * 16} and client._connections, "which refuses, and nothing has changed"
     client.reconfigure(dataclasses.replace(client._configuration, remote=(("127.0.0.1", other.port),)))
     fresh = attached(client, 3)[2]
     assert other.hellos[0].replaces
-    client.established(fresh["connection"])
+    establish(client, fresh["connection"])
     ends(client, old, "moved")
     until(lambda: client._server == ("127.0.0.1", other.port))
     ends(client, fresh)

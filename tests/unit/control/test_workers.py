@@ -65,10 +65,10 @@ class Handler:
     def worker_lost(self, index):
         self.events.append(("lost", index))
 
-    def established(self, number):
+    def established(self, number, index):
         if self.broken:
             raise RuntimeError("a bug of ours")
-        self.events.append(("established", number))
+        self.events.append(("established", number, index))
 
     def closed(self, message, index):
         self.events.append(("closed", index, message))
@@ -266,7 +266,7 @@ def test_a_worker_that_reads_nothing_holds_nobody_for_long(workers, monkeypatch,
     filling = [gevent.spawn(fill) for _ in range(3)]
     # The other worker's messages are still read, and it is still told.
     workers.send(1, {"type": "say", "what": {"type": "established", "connection": 5}})
-    until(lambda: ("established", 5) in workers.handler.events)
+    until(lambda: ("established", 5, 1) in workers.handler.events)
     gevent.joinall(filling, raise_error=True)
     assert all(one.value - begun < 1.5 for one in filling)
     assert "worker 0 does not read its messages" in caplog.text
@@ -282,7 +282,7 @@ def test_a_bug_in_handling_one_message_costs_that_message_only(workers, caplog):
     until(lambda: caplog.text.count("internal error with a message of worker 0") == 3)
     workers.handler.broken = False
     workers.send(0, {"type": "say", "what": {"type": "established", "connection": 2}})
-    until(lambda: ("established", 2) in workers.handler.events)
+    until(lambda: ("established", 2, 0) in workers.handler.events)
     assert workers.handler.count("lost", 0) == 0
 
 
@@ -297,6 +297,17 @@ def test_a_worker_s_descriptors_are_not_kept(workers):
 def test_a_bug_in_a_worker_is_logged(workers, caplog):
     workers.send(1, {"type": "say", "what": {"type": "bug", "traceback": "Traceback: here"}})
     until(lambda: "worker 1: internal error:\nTraceback: here" in caplog.text)
+
+
+def test_what_a_worker_says_of_a_bug_is_escaped_and_bounded(workers, caplog):
+    said = "gone\n" * 100 + "\x1b[2J\rNov 29 sshd: accepted\n" + "x" * 1000
+    workers.send(1, {"type": "say", "what": {"type": "bug", "traceback": said}})
+    until(lambda: "internal error" in caplog.text)
+    (record,) = caplog.records
+    first, *lines = record.getMessage().split("\n")
+    assert first == "worker 1: internal error:" and record.getMessage().isascii()
+    assert lines[-3:] == [r"\x1b[2J", "Nov 29 sshd: accepted", "x" * (workers_module.BUG_WIDTH - 3) + "..."]
+    assert len(lines) == workers_module.BUG_LINES
 
 
 def test_a_worker_that_cannot_be_started_is_tried_again(workers, caplog):

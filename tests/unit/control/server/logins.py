@@ -6,7 +6,7 @@ import json
 import logging
 import os
 
-from doubles import HELLO, connected, shaken, until
+from doubles import HELLO, connected, establish, shaken, until
 from gevent import socket
 
 from bulkvpnd.control.clients import Client
@@ -54,7 +54,7 @@ def admit(site, server, name="alice", joins=None, behind=b"", **changes):
 def live(site, server, *arguments, **changes):
     """As admit; its first authentic frame has come."""
     admitted = admit(site, server, *arguments, **changes)
-    server.established(admitted.number)
+    establish(server, admitted.number)
     server._pool.flush()  # what writes the lease has a descriptor
     return admitted
 

@@ -1,7 +1,7 @@
 """control.server: what a second login, a replacement and a revocation push out, and when."""
 
 import pytest
-from doubles import HELLO, Routes, connected, shaken, until
+from doubles import HELLO, Routes, connected, establish, shaken, until
 from logins import admit, closes, live, state
 
 from bulkvpnd.protocol import handshake
@@ -13,7 +13,7 @@ def test_a_second_login_replaces_the_first_only_with_its_first_authentic_frame(s
     before = state(server)
     second = admit(site, server)
     assert state(server)[0][0] == before[0][0] and not server.workers.told("detach")
-    server.established(second.number)
+    establish(server, second.number)
     assert [message["connection"] for message in server.workers.told("detach")] == [first.number]
     assert Routes(message for _, message in server.workers.sent).sessions == {second.message["session"]}
 
@@ -60,7 +60,7 @@ def test_a_revoked_certificate_ends_its_session_and_no_other(site, server, caplo
     assert Routes(message for _, message in server.workers.sent).sessions == {bob.message["session"]}
     assert "session of alice ended: its certificate was revoked" in caplog.text
     # What is still under way for it changes nothing, and nothing joins it any more.
-    server.established(pending.number)
+    establish(server, pending.number)
     closes(server, alice.number)
     assert [session.identity for session in server._sessions] == ["bob"]
     with pytest.raises(Refused, match="session"):

@@ -5,7 +5,7 @@ import logging
 import time
 
 import pytest
-from doubles import HELLO, connected, shaken, until
+from doubles import HELLO, connected, establish, shaken, until
 from logins import admit, json_hello, lines, live, raw_message, state
 
 from bulkvpnd.control import server as server_module
@@ -82,7 +82,7 @@ def test_what_others_have_is_not_in_the_reach_of_a_client(site, server):
         with contextlib.suppress(Refused):
             live(site, server, "bob", index=index)
     # What a worker might report of connections that are not there changes nothing either.
-    server.established(10**6)
+    establish(server, 10**6)
     assert not {one.number for one in alice} & {one["connection"] for one in server.workers.told("detach")}
     shown = {session["identity"]: session for session in server.status({})["sessions"]}
     assert [one["index"] for one in shown["alice"]["connections"]] == [0, 1, 2, 3]
@@ -96,7 +96,7 @@ def test_no_client_has_more_sessions_and_connections_than_its_bounds(site, serve
         with contextlib.suppress(Refused):
             waiting.append(admit(site, server))
     assert len(waiting) == PENDING_MAX and len(list(server._sessions)) == PENDING_MAX
-    server.established(waiting[0].number)
+    establish(server, waiting[0].number)
     for number in range(30):
         with contextlib.suppress(Refused):
             admit(site, server, joins=waiting[0].welcome, index=number % 4)

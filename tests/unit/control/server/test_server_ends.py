@@ -68,8 +68,12 @@ def test_how_a_connection_ended_decides_the_level(site, server, caplog, end, lev
 
 def test_a_worker_speaks_for_its_own_connections_only(site, server, caplog):
     caplog.set_level(logging.INFO)
-    number = live(site, server).number
+    number = admit(site, server).number
     connection = server._sessions.connections[number]
+    server.established(number, connection.worker + 1)
+    assert not connection.is_live
+    server.established(number, connection.worker)
+    assert connection.is_live
     message = {"connection": number, "reason": "not mine", "clean": False, "blame": None}
     server.closed(message, connection.worker + 1)
     assert number in server._sessions.connections and "not mine" not in caplog.text

@@ -6,6 +6,7 @@ import json
 import logging
 
 import pytest
+from doubles import establish
 from logins import FIXED, admit, closes, lines, live
 
 from bulkvpnd import events
@@ -66,7 +67,7 @@ def test_hooks_hear_of_clients_once_each(site, server):
     server.tell = lambda event, **values: told.append((event, values.get("identity"), values["addresses"]))
     pending = admit(site, server)
     assert told == [], "nothing is authentic yet"
-    server.established(pending.number)
+    establish(server, pending.number)
     live(site, server, joins=pending.welcome, index=1)
     assert told == [("client-connect", "alice", "10.86.0.2")]
     server.closed({"connection": pending.number, "reason": "over", "counters": {}, "blame": None, "clean": True},

@@ -5,7 +5,7 @@ import gc
 import logging
 
 import pytest
-from doubles import HELLO, connected, descriptors, shaken, until
+from doubles import HELLO, connected, descriptors, establish, shaken, until
 from gevent import socket
 from logins import lines, live, raw_message, state
 
@@ -127,7 +127,7 @@ def test_a_recorded_handshake_says_nothing_to_a_server(site, server, caplog):
         shake.receive_message()
         shake.finish()
         (message,) = until(lambda: server.workers.told("attach"))
-    server.established(message["connection"])
+    establish(server, message["connection"])
     before = state(server)
 
     said = list(records(recorder.sent))

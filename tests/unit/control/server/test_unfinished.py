@@ -4,7 +4,7 @@ import time
 
 import gevent
 import pytest
-from doubles import connected, shaken, until
+from doubles import connected, establish, shaken, until
 from logins import admit, closes, json_hello, live, state
 
 from bulkvpnd.control import server as server_module
@@ -109,7 +109,7 @@ def test_what_waits_too_long_for_its_first_frame_is_cut(site, start, monkeypatch
     server = start()
     admitted = admit(site, server)
     if established:
-        server.established(admitted.number)
+        establish(server, admitted.number)
         kept = admit(site, server, joins=admitted.welcome, index=1)
         admitted = kept
     (order,) = until(lambda: server.workers.told("detach"))

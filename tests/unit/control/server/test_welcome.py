@@ -1,6 +1,7 @@
 """control.server: what a client gets that may come in, and what its worker gets."""
 
 import pytest
+from doubles import establish
 from logins import FIXED, admit, live
 
 from bulkvpnd.control import server as server_module
@@ -18,7 +19,7 @@ def test_a_worker_gets_the_socket_the_keys_and_what_came_behind(site, server):
     assert [str(admitted.welcome.ipv4), admitted.welcome.ipv6] == ["10.86.0.2/24", None]
     # Until its first authentic frame nobody is told of the session.
     assert not server.workers.told("session")
-    server.established(admitted.number)
+    establish(server, admitted.number)
     assert [message["workers"] for message in server.workers.told("session")] == [[0], [0]]
 
 
