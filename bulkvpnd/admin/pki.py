@@ -102,6 +102,7 @@ def _add(arguments):
     remotes = [_with_port(remote, base) for remote in arguments.remote]
     ca, ca_key = register.authority(base)
     server = _server_name(base)
+    _check_free(base, arguments)
     certificate, key = _issue(base, (ca, ca_key), arguments.name, "client", now, arguments.days)
     text = _client_configuration(arguments, now, remotes, server, {"ca": ca, "certificate": certificate, "key": key})
     text = _FORMS[arguments.form](text)
@@ -112,6 +113,17 @@ def _add(arguments):
         undo.callback(record.unlink, missing_ok=True)
         _hand_over(text, arguments.output, warn=arguments.form == "file")
         undo.pop_all()
+
+
+def _check_free(base, arguments):
+    """Raises CommandError for a name that is in use. Its record must not be moved away: revoke would not find it."""
+    for one in register.records(base, register.IN_USE):
+        if one.description.name == arguments.name:
+            remotes = " ".join(f"--remote {remote}" for remote in arguments.remote if one.description.role == "client")
+            again = f"bulkvpnctl pki renew {arguments.name} {remotes}".rstrip()
+            raise CommandError(f"{one.path}: exists, so {arguments.name} has a certificate; another file for it: "
+                               f"{again}; to lock it out: bulkvpnctl pki revoke {arguments.name}; or choose another "
+                               "name")
 
 
 def _renew(arguments):

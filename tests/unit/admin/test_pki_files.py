@@ -190,10 +190,15 @@ def test_add_does_not_guess_the_port_from_a_broken_file(pki_ctl, site):
 def test_add_issues_a_name_once(pki_ctl, site):
     assert pki_ctl("add", "alice", "--remote", "x")[0] == 0
     before = tree(site)
-    for name in ("alice", "server"):
+    for name, again in (("alice", "renew alice --remote x;"), ("server", "renew server;")):
         status, out, error = pki_ctl("add", name, "--remote", "x")
-        assert (status, out) == (1, "") and f"{name}.crt" in one_line(error) and "exists" in error
+        assert (status, out) == (1, "") and f"{name}.crt: exists" in one_line(error)
+        assert f"bulkvpnctl pki {again}" in error and f"bulkvpnctl pki revoke {name};" in error
+        assert "move it away" not in error, "what is away cannot be revoked"
     assert tree(site) == before
+    # Nor where somebody moved it to another name, by which revoke still finds it.
+    (site / "pki" / "issued" / "alice.crt").rename(site / "pki" / "issued" / "old.crt")
+    assert "old.crt: exists" in one_line(pki_ctl("add", "alice", "--remote", "x")[2])
 
 
 def test_add_does_not_overwrite_its_output_nor_keep_the_name(pki_ctl, site):
