@@ -427,12 +427,13 @@ def _certificates(what, pem):
 def _private_key(what, pem):
     try:
         return serialization.load_pem_private_key(pem.encode(), password=None)
-    except TypeError:
-        raise PKIError(
-            f"{what}: is encrypted and there is nobody to ask for the passphrase; "
-            "take it off with: openssl pkey -in OLD -out NEW"
-        ) from None
-    except Exception:  # as in identity; the reason is left out because it may quote the key
+    except Exception as error:  # as in identity; the reason is left out because it may quote the key
+        # What cannot be read may say it all the same, in its first line or the one below.
+        if isinstance(error, TypeError) or "ENCRYPTED" in pem:
+            raise PKIError(
+                f"{what}: is encrypted and there is nobody to ask for the passphrase; "
+                "take it off with: openssl pkey -in OLD -out NEW"
+            ) from None
         raise PKIError(
             f"{what}: is not a private key in PEM form; copy it again, -----BEGIN and -----END lines included"
         ) from None

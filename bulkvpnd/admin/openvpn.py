@@ -75,7 +75,7 @@ def run(arguments):
     except SyntaxProblem as error:
         raise CommandError(f"{file}:{error.line}: {error}") from None
     blocks, reason = _identity(directives, file.parent, carried.mode)
-    notes = carried.notes + [(one.line, one.name, reason) for one in directives if one.name in IDENTITY and reason]
+    notes = carried.notes + (_left(directives, reason) if reason else [])
     text = _text(file, carried, blocks)
     if output:
         files.create(output, text, 0o600)
@@ -468,12 +468,22 @@ REASONS = {name: why for why, names in _REASONS.items() for name in names}
 
 # Certificates
 
+MADE_BY = {"client": "bulkvpnctl pki add", "server": "bulkvpnctl pki init"}
+"""mode: what makes ca, certificate and key of one's own."""
+
+
+def _left(directives, reason):
+    """Notes on ca, cert and key: why they are not taken, once."""
+    left = [one for one in directives if one.name in IDENTITY]
+    return [(one.line, one.name, reason if one is left[0] else f"not taken, for the reason at line {left[0].line}")
+            for one in left]
+
 
 def _identity(directives, directory, mode):
     """({option: PEM}, None), or ({}, why not). Those of one's own PKI fit if the daemon would take them."""
     given = {one.name: one for one in directives if one.name in IDENTITY}
     if set(given) != set(IDENTITY):
-        return {}, "a certificate goes with an authority and a key; take those of: bulkvpnctl pki add"
+        return {}, f"a certificate goes with an authority and a key; take those of: {MADE_BY[mode]}"
     try:
         blocks = {IDENTITY[name]: _pem(one, directory) for name, one in given.items()}
         pki.check_own(blocks["ca"], blocks["certificate"], blocks["key"], mode,
@@ -481,9 +491,9 @@ def _identity(directives, directory, mode):
         for name, text in blocks.items():
             config.BY_NAME[name].parse(text)
     except (CommandError, config.ConfigurationError, pki.PKIError) as error:
-        return {}, f"not taken, since {error}; or take those of: bulkvpnctl pki add"
+        return {}, f"not taken, since {error}; or take those of: {MADE_BY[mode]}"
     except ValueError:
-        return {}, "not taken, since there is more than PEM in it; or take those of: bulkvpnctl pki add"
+        return {}, f"not taken, since there is more than PEM in it; or take those of: {MADE_BY[mode]}"
     return blocks, None
 
 
@@ -504,8 +514,8 @@ def _text(file, carried, blocks):
     name = "".join(one if one.isprintable() else "?" for one in str(file))
     lines = [f"# Made by bulkvpnctl import-openvpn from {name}. Every option is in bulkvpn.conf(5)."]
     if not blocks:
-        where = {"client": "on the server, bulkvpnctl pki add NAME --remote HOST prints them",
-                 "server": "bulkvpnctl pki init makes them"}[carried.mode]
+        where = {"client": f"on the server, {MADE_BY['client']} NAME --remote HOST prints them",
+                 "server": f"{MADE_BY['server']} makes them"}[carried.mode]
         lines += [f"# ca, certificate and key are missing: {where}."]
     if carried.mode == "client" and "remote" not in carried.settings:
         lines += ["# remote is missing: write remote = HOST:PORT, the server's TCP port."]

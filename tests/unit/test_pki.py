@@ -443,6 +443,7 @@ def encrypted(key):
         (lambda good, bad: {"key_pem": good["certificate_pem"]}, "key: is not a private key"),
         (lambda good, bad: {"key_pem": good["key_pem"].replace("A", "B")}, "key: is not a private key"),
         (lambda good, bad: {"key_pem": encrypted(good["key_pem"])}, "key: is encrypted"),
+        (lambda good, bad: {"key_pem": encrypted(good["key_pem"])[:80]}, "key: is encrypted"),
         (lambda good, bad: {"key_pem": bad["key_pem"]}, "key: does not belong to the certificate"),
         (lambda good, bad: {"ca_pem": bad["ca_pem"]}, "certificate: is not signed by the ca"),
         (lambda good, bad: {"role": "server"}, "does not name a server"),

@@ -217,7 +217,8 @@ def test_certificates_are_taken_only_if_the_daemon_would(tmp_path, ctl):
     (tmp_path / "ca.crt").unlink()
     status, out, error = ctl("import-openvpn", file)
     assert status == 0 and "-----BEGIN" not in out and "PRIVATE" not in error
-    assert error.count("not taken, since") == 3 and "ca.crt: cannot be read" in error
+    assert "ca.crt: cannot be read" in error and "or take those of: bulkvpnctl pki add\n" in error
+    assert error.count("not taken, since") == 1 and error.count(": not taken, for the reason at line 4\n") == 2
     other = ctl("pki", "add", "other", "--remote", "x", "--directory", site)[1]
     (tmp_path / "ca.crt").write_text(blocks["ca"])
     file.write_text(text.partition("<key>")[0] + "<key>" + other.partition("<key>")[2])
@@ -229,6 +230,14 @@ def test_certificates_are_taken_only_if_the_daemon_would(tmp_path, ctl):
     assert "is not a regular file" in ctl("import-openvpn", file)[2]
     file.write_text(text.partition("<key>")[0])
     assert "-----BEGIN" not in ctl("import-openvpn", file)[1]
+
+
+def test_a_server_is_sent_to_what_makes_servers(tmp_path, ctl):
+    file = tmp_path / "server.ovpn"
+    for text in ("ca ca.crt\n", "ca ca.crt\ncert c.crt\nkey k\n", "<ca>\n</ca>\n<cert>\n</cert>\n<key>\n</key>\n"):
+        file.write_text("server 10.8.0.0 255.255.255.0\n" + text)
+        error = ctl("import-openvpn", file)[2]
+        assert "take those of: bulkvpnctl pki init\n" in error and "pki add" not in error
 
 
 def test_what_cannot_be_read_is_one_line(tmp_path, ctl):
