@@ -34,7 +34,18 @@ def add_arguments(parser):
     for name, (_, summary, arguments) in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
         for flag, settings in (DIRECTORY, *arguments):
-            command.add_argument(flag, **settings)
+            command.add_argument(flag, **settings).completer = _COMPLETERS.get((name, flag))
+
+
+def _issued(parsed_args, **_):
+    """The names that have a certificate, for completion in a shell."""
+    try:
+        return [one.description.name for one in register.records(parsed_args.directory, register.IN_USE)]
+    except CommandError:
+        return []
+
+
+_COMPLETERS = {("renew", "name"): _issued, ("revoke", "name"): _issued}
 
 
 def run(arguments):

@@ -78,6 +78,15 @@ def test_what_may_come_next_is_offered(offered, line, some, none):
     assert some <= found and not none & found
 
 
+@pytest.mark.parametrize("command", ["renew", "revoke"])
+def test_names_that_have_a_certificate_are_offered(offered, tmp_path, ctl, command):
+    line = f"bulkvpnctl pki {command} --directory {tmp_path}/site "
+    assert not {"server", "laptop"} & offered(line)
+    assert ctl("pki", "init", "--directory", tmp_path / "site")[0] == 0
+    assert ctl("pki", "add", "laptop", "--remote", "x", "--directory", tmp_path / "site")[0] == 0
+    assert {one for one in offered(line) if not one.startswith("-")} == {"server", "laptop"}
+
+
 def test_every_instance_is_offered_by_name():
     for name, (module, _) in cli.COMMANDS.items():
         parser = argparse.ArgumentParser()
