@@ -43,7 +43,7 @@ def add_arguments(parser):
 def run(arguments):
     """Returns the exit status."""
     entries = _entries()
-    key = arguments.key
+    key = arguments.key.lower() if arguments.key.lower() in _known(entries) else arguments.key
     if key not in _known(entries):
         raise CommandError(f"{config.escaped(key)}: {_nearest(key, _known(entries))}")
     text = (key in entries and _rendered(entries[key])) or (key in config.BY_NAME and _from_table(key))
@@ -137,5 +137,6 @@ def _from_table(name):
 def _nearest(key, known):
     near = difflib.get_close_matches(key, known, n=3)
     return f"nothing of that name; did you mean {' or '.join(near)}?" if near else (
-        "nothing of that name; bulkvpn.conf(5) has the options, bulkvpnctl(8) the causes of drops and the metrics"
+        "nothing of that name; bulkvpn.conf(5) has the options, bulkvpnctl(8) the causes of drops and the metrics, "
+        "bulkvpnd(8) the fields of the journal"
     )

@@ -56,6 +56,12 @@ def test_any_page_has_items_or_none(text):
 
 
 @in_the_tree
+@formatted
+def test_a_word_is_the_same_in_capitals(ctl):
+    assert ctl("explain", "MTU") == ctl("explain", "mtu") and ctl("explain", "Crowded")[0] == 0
+
+
+@in_the_tree
 def test_every_option_and_every_metric_can_be_explained():
     found = explain._entries()
     assert {option.name for option in config.OPTIONS} <= set(found)
