@@ -44,6 +44,10 @@ def add_arguments(parser):
 
 def run(arguments):
     """Returns the exit status."""
+    is_elsewhere = arguments.directory != config.CONFIGURATION_DIRECTORY
+    if is_elsewhere and arguments.start:
+        raise CommandError(f"--start: the unit reads {config.CONFIGURATION_DIRECTORY} only; leave out --directory, or "
+                           "--start", os.EX_USAGE)
     text = checked(arguments.file, files.read_any(arguments.file), arguments.allow_hooks)
     file = arguments.directory / f"{arguments.name}.conf"
     with contextlib.ExitStack() as undo:
@@ -60,6 +64,9 @@ def run(arguments):
     # One that runs already would go on with what it has read.
     commands = [["enable", "--now", unit]] if is_new else [["enable", unit], ["restart", unit]]
     print(f"{file}: {'made' if is_new else 'replaced'}")
+    if is_elsewhere:
+        print(f"Start it with:\n    bulkvpnd --config {file}")
+        return os.EX_OK
     if not arguments.start:
         print("Start it, now and at every boot, with:")
         print("".join(f"    systemctl {' '.join(command)}\n" for command in commands), end="")

@@ -38,6 +38,7 @@ def systemctl(tmp_path, monkeypatch):
     program.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/called\n[ ! -e {tmp_path}/fails ] || exit 5\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
+    monkeypatch.setattr(config, "CONFIGURATION_DIRECTORY", tmp_path / "etc")
 
     def called():
         file = tmp_path / "called"
@@ -57,7 +58,7 @@ def test_a_profile_is_installed_whatever_its_own_mode(profile, tmp_path, ctl, sy
     assert [one.name for one in file.parent.iterdir()] == ["client.conf"] and systemctl() == []
 
 
-def test_nothing_is_overwritten_without_force(profile, tmp_path, ctl):
+def test_nothing_is_overwritten_without_force(profile, tmp_path, ctl, systemctl):
     arguments = ("import", profile, "--directory", tmp_path / "etc", "--name", "office")
     assert ctl(*arguments)[0] == 0
     file = tmp_path / "etc" / "office.conf"
@@ -85,8 +86,17 @@ def test_a_start_that_fails_is_said(profile, tmp_path, ctl, systemctl):
 
 def test_without_systemd_a_start_says_what_to_do(profile, tmp_path, ctl, monkeypatch):
     monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.setattr(config, "CONFIGURATION_DIRECTORY", tmp_path / "etc")
     status, _, error = ctl("import", profile, "--directory", tmp_path / "etc", "--start")
     assert status == 1 and "bulkvpnd --config" in error and error.count("\n") == 1
+
+
+def test_where_no_unit_looks_none_is_started(profile, tmp_path, ctl, systemctl):
+    status, out, error = ctl("import", profile, "--directory", tmp_path / "other", "--start")
+    assert (status, out) == (os.EX_USAGE, "") and "leave out --directory" in error and error.count("\n") == 1
+    assert not (tmp_path / "other").exists() and systemctl() == []
+    status, out, _ = ctl("import", profile, "--directory", tmp_path / "other")
+    assert status == 0 and f"bulkvpnd --config {tmp_path}/other/client.conf" in out and "systemctl" not in out
 
 
 def refused(text, tmp_path, ctl):
