@@ -596,7 +596,14 @@ REMOVALS = [
     taken("C22", "test_packet.py::test_a_length_that_no_packet_has",
           (PACKET, "if not ENTRY_MIN <= length <= ENTRY_MAX or at > size:", "if at > size:")),
 
-    # C23: A client that asks for too much: tiny frames, pings, connections without end
+    # C23: A client that asks for too much: tiny frames, pings, new keys for TLS, connections without end
+    taken("C23 P6", """
+        test_tls.py::test_keys_are_not_renewed_without_end
+        test_tls.py::test_bytes_before_authentication_are_bounded
+        """,
+          (TLS, "        self._may_come -= len(data)\n", "")),
+    taken("C23", "test_tls.py::test_a_peer_that_says_much_holds_up_nobody",
+          (TLS, "        gevent.sleep(0)\n", "")),
     taken("C23", "test_peer_misbehaves.py::test_a_flood_of_pings_by_a_peer_that_reads_nothing",
           (CONNECTION, "if len(self._control) >= CONTROL_QUEUE_MAX:", "if False:")),
     taken("C23", "test_peer_misbehaves.py::test_a_flood_of_tiny_frames_does_not_hold_up_others",

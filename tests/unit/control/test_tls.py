@@ -1,7 +1,9 @@
 """control.tls over socket pairs, with real certificates: who gets in, who does not, and which bytes come out."""
 
 import datetime
+import hmac
 import ipaddress
+import itertools
 import ssl
 import tempfile
 
@@ -9,6 +11,7 @@ import gevent
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from doubles import CLIENT, DAY, NOW, SERVER, Authority, configuration, context, descriptors
 from gevent import socket
 from hypothesis import given, settings
@@ -378,6 +381,108 @@ def test_no_ticket_and_no_resumption(server, client, authority):
         sessions.append(there._tls.session)
         assert not there._tls.session_reused and not here._tls.session_reused
     assert not sessions[0].has_ticket
+
+
+# Peers that never come to an end
+
+
+def key_updates(secret):
+    """KeyUpdate messages without end (RFC 8446 section 4.6.3), each a record, from a traffic secret of SHA-384 on."""
+
+    def expand(label, size):
+        # RFC 8446 section 7.1, for lengths of one block.
+        info = size.to_bytes(2, "big") + bytes([6 + len(label)]) + b"tls13 " + label + b"\0\1"
+        return hmac.digest(secret, info, "sha384")[:size]
+
+    # The message, which asks for none of the other's, and the type of what is inside the record.
+    message, header = b"\x18\0\0\1\0" + b"\x16", b"\x17\3\3\0\x16"
+    while True:
+        # The first record under a key has the number 0, which leaves the nonce as it is derived.
+        yield header + AESGCM(expand(b"key", 32)).encrypt(expand(b"iv", 12), message, header)
+        secret = expand(b"traffic upd", 48)
+
+
+@pytest.fixture(params=["client", "server"])
+def renewing(request, server, client, tmp_path):
+    """(Handshake whose TLS is done, the other end's socket, its KeyUpdates): of either end, the other is hostile."""
+    keys = tmp_path / "keys"
+    hostile = {"client": client, "server": server}[request.param]
+    hostile.keylog_filename = str(keys)
+    try:
+        here, there, ours, theirs = pair(server, client)
+    finally:
+        hostile.keylog_filename = None
+    secrets = {line.split()[0]: bytes.fromhex(line.split()[2]) for line in keys.read_text().splitlines()
+               if not line.startswith("#")}
+    updates = key_updates(secrets[f"{request.param.upper()}_TRAFFIC_SECRET_0"])
+    with ours, theirs:
+        yield (here, theirs, updates) if request.param == "client" else (there, ours, updates)
+
+
+def take(updates, size):
+    """At least `size` bytes of them."""
+    return b"".join(itertools.islice(updates, -(-size // 27)))
+
+
+@pytest.mark.parametrize("step", ["receive_message", "finish"])
+def test_keys_are_not_renewed_without_end(renewing, step):
+    here, peer, updates = renewing
+    peer.sendall(take(updates, 3 * tls.PEER_MAX))
+    with pytest.raises(RemoteError, match="40960 bytes came .* certificate chain") as caught, gevent.Timeout(5):
+        getattr(here, step)()
+    assert caught.value.reason == "tls"
+
+
+def test_keys_may_be_renewed(renewing):
+    """So that the above is for the number of them."""
+    here, peer, updates = renewing
+    peer.sendall(take(updates, 1000))
+    with pytest.raises(gevent.Timeout), gevent.Timeout(0.05):
+        here.receive_message()
+
+
+def test_bytes_before_authentication_are_bounded(server):
+    """Of a ClientHello that OpenSSL would wait for: 131072 bytes, in records as large as they may be."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        piece = b"\x16\3\1\x40\0"
+        theirs.sendall(piece + b"\1\1\xff\xfc\3\3" + bytes(16378) + (piece + bytes(16384)) * 2)
+        with pytest.raises(RemoteError, match="40960 bytes came"), gevent.Timeout(2):
+            tls.Handshake(ours, server).authenticate()
+
+
+def test_the_largest_message_passes_and_frames_at_once_behind_it(server, client):
+    """With what is left for certificates."""
+    here, there, ours, theirs = pair(server, client)
+    largest = b"{" + b" " * (handshake.MESSAGE_MAX - 2) + b"}"
+    with ours, theirs:
+        came = tls.PEER_MAX - here._may_come
+        there.send(len(largest).to_bytes(2, "big") + largest)
+        assert here.receive_message() == largest
+        ending = gevent.spawn(there.finish)
+        gevent.sleep(0)
+        closing = gevent.spawn(here.finish)
+        ending.get()
+        theirs.sendall(bytes(100_000))
+        assert not any(closing.get())
+        assert here._may_come > 16384 and came < 4096
+
+
+def test_a_peer_that_says_much_holds_up_nobody(renewing):
+    here, peer, updates = renewing
+    peer.sendall(take(updates, 2 * tls.PEER_MAX))
+    turns = []
+
+    def beside():
+        while True:
+            turns.append(None)
+            gevent.sleep(0)
+
+    other = gevent.spawn(beside)
+    with pytest.raises(RemoteError, match="bytes came"):
+        here.receive_message()
+    other.kill()
+    assert len(turns) >= tls.PEER_MAX // 4096
 
 
 # Contexts
