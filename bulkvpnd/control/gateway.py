@@ -69,6 +69,8 @@ def forwarded(configuration, own):
 
 def _let_forward(configuration, changes, interfaces):
     versions = forwarded(configuration, interfaces)
+    # After a reload. That a device still takes routes from advertisements (accept_ra) changes nothing then.
+    changes.ledger.give_up([key for version, key in gateway.FORWARDING.items() if version not in versions])
     if versions:
         for outcome in gateway.forward(changes.ledger, versions):
             if outcome.why_not:

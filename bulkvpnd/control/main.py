@@ -117,15 +117,15 @@ class Main:
     def _start(self, undo):
         """undo: the ExitStack that takes everything back."""
         configuration = self._current.configuration
+        directory = sysctl.shared_directory(configuration.runtime_directory)
+        ledger = undo.enter_context(sysctl.Ledger(directory, configuration.name))
         undo.enter_context(Claim(configuration.runtime_directory))
         workers = self._workers
         self._tun = Tun.open(configuration.device, len(workers))
         undo.callback(self._tun.close)
         link.bring_up(self._tun.name, configuration.mtu, configuration.txqueuelen, device.GROUPS[configuration.mode])
         self._probe_offload()
-        directory = sysctl.shared_directory(configuration.runtime_directory)
-        changes = undo.enter_context(Changes(sysctl.Ledger(directory, configuration.name),
-                                             firewall.Firewall(configuration.name)))
+        changes = undo.enter_context(Changes(ledger, firewall.Firewall(configuration.name)))
         undo.callback(self._settle, changes)
         role = _ROLES[configuration.mode](configuration, self._current.revocations.context, self._tun,
                                           ciphers.offer(configuration), self._on_ready, self._on_failure)

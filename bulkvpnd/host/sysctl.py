@@ -4,6 +4,9 @@
     restore   at stop: what no other live instance wants is as it was found
     recover   at start: the same for instances that crashed, known by a lock that the kernel dropped with the process
 
+The same lock is the claim to the instance's name: by that name are known the wishes here, and the instance's table of
+nftables, so no two processes of a network namespace may have one.
+
 A key is a sysctl, `net.core.rmem_max`, or, where a part has a dot itself, `net/ipv4/conf/eth0.5/rp_filter`; or it is a
 setting of a device, `mtu eth0`, see host.device.KINDS.
 
@@ -16,6 +19,7 @@ import contextlib
 import dataclasses
 import errno
 import json
+import logging
 import os
 import pathlib
 import re
@@ -24,6 +28,9 @@ import struct
 import time
 
 from bulkvpnd.host import device, lock
+from bulkvpnd.host.firewall import table_name
+
+log = logging.getLogger(__name__)
 
 SHARED_DIRECTORY = pathlib.Path("/run/bulkvpn")
 """Made by the package (tmpfiles.d), for every instance of this machine."""
@@ -57,6 +64,10 @@ AGREEMENTS = {
 
 class LedgerError(Exception):
     """The ledger cannot be used, so nothing may be changed. The message says why."""
+
+
+class Taken(OSError):
+    """Another process has the instance's name. The message says which, and what to do."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -94,6 +105,9 @@ class Ledger:
 
     directory: where instances meet; it is made if it is missing. instance: the name of this one. root: the tree
     of sysctls. by_hand: what is wanted stays after this process, until restore().
+
+    As a context manager it has the name from the beginning, and not only from the first wish on. Entering raises Taken;
+    where the directory cannot be used at all, it is one line in the log.
     """
 
     def __init__(self, directory, instance, root=PROC_SYS, by_hand=False):
@@ -105,6 +119,21 @@ class Ledger:
         self._state_path = directory / f"{prefix}.json"
         self._live_prefix = f"{prefix}-"
         self._live = None  # descriptor of the lock that says this instance lives
+        self._changed = {}  # key: what it was changed to for this instance
+
+    def __enter__(self):
+        try:
+            with self._locked():
+                self._announce()
+        except Taken:
+            raise
+        except (OSError, LedgerError) as error:
+            log.warning("another process with the name of this instance would not be noticed: %s: %s", self._directory,
+                        _reason(error))
+        return self
+
+    def __exit__(self, *exception):
+        self.restore()
 
     def want(self, key, value, agreement="exact"):
         """Sets `key` to `value`, a str, until restore(). Returns an Outcome; raises nothing.
@@ -114,15 +143,18 @@ class Ledger:
         found = None
         try:
             found = self.read(key)
-            with self._locked() as state:
-                return self._want(state, key, value, agreement)
-        except OSError as error:
-            return Outcome(key, found, value, found, _reason(error))
-        except LedgerError as error:
-            return Outcome(key, found, value, found, str(error))
+            with self._locked():
+                self._announce()
+                outcome = self._want(self._load(), key, value, agreement)
+        except (OSError, LedgerError) as error:
+            # What is right already needs no ledger.
+            is_right = found is not None and AGREEMENTS[agreement](found, value) == found
+            return Outcome(key, found, value, found, None if is_right else _reason(error))
+        if outcome.set != outcome.found:
+            self._changed[key] = outcome.set
+        return outcome
 
     def _want(self, state, key, value, agreement):
-        self._announce()
         now = self.read(key)
         entry = state.get(key)
         if entry is None:
@@ -155,33 +187,51 @@ class Ledger:
         changed = None if entry["set"] == target else f"the kernel made {entry['set']} of {target}"
         return Outcome(key, entry["found"], value, entry["set"], changed)
 
+    def give_up(self, keys):
+        """Gives back those of `keys` that no other live instance wants. Raises nothing. Returns those written."""
+        return self._leave(set(keys))
+
     def restore(self):
-        """Gives back what no other live instance wants. Raises nothing. Returns the keys that were written."""
-        try:
-            with self._locked(make=False) as state:
-                written = self._drop(state, {self._owner})
-                if self._live is not None:
-                    self._live_path(self._owner).unlink(missing_ok=True)
-                return written
-        except (OSError, LedgerError):
-            # The directory is gone or full; the next start of any instance tries again.
+        """Gives back what no other live instance wants, and the name. Raises nothing. Returns the keys written."""
+        if self._live is None and not self._by_hand:
+            # What is there in this name is another process's.
             return []
+        try:
+            return self._leave(None)
         finally:
+            self._changed = {}
             if self._live is not None:
                 os.close(self._live)
                 self._live = None
 
-    def recover(self):
-        """Gives back what crashed instances wanted. Raises nothing. Returns the keys that were written."""
+    def _leave(self, keys):
+        """keys: a set, None for all, and then the name too."""
         try:
-            with self._locked(make=False) as state:
+            with self._locked(make=False):
+                if keys is None and self._live is not None:
+                    self._live_path(self._owner).unlink(missing_ok=True)
+                return self._drop(self._load(), {self._owner}, keys)
+        except (OSError, LedgerError) as error:
+            left = {key: value for key, value in self._changed.items() if keys is None or key in keys}
+            if left:
+                log.warning("not given back, since it is not known what was found: %s: %s",
+                            ", ".join(f"{key} = {value}" for key, value in left.items()), _reason(error))
+            return []
+
+    def recover(self):
+        """Gives back what crashed instances wanted, before the first wish. Raises nothing. Returns the keys written."""
+        try:
+            with self._locked(make=False):
+                state = self._load()
                 owners = {owner for entry in state.values() for owner in entry["wants"]}
                 dead = {owner for owner in owners if owner != BY_HAND and not self._is_alive(owner)}
-                written = self._drop(state, dead)
                 for owner in dead:
                     self._live_path(owner).unlink(missing_ok=True)
-                return written
-        except (OSError, LedgerError):
+                # Once this instance has its name, what is there in it is one's that crashed.
+                return self._drop(state, dead | ({self._owner} if self._live is not None else set()))
+        except (OSError, LedgerError) as error:
+            log.warning("what crashed instances have set of the kernel's settings is not given back: %s",
+                        _reason(error))
             return []
 
     def entries(self):
@@ -207,14 +257,14 @@ class Ledger:
 
     @contextlib.contextmanager
     def _locked(self, make=True):
-        """The state, with every other instance kept out. Raises OSError, LedgerError."""
+        """Every other instance is kept out. Raises OSError, LedgerError."""
         if make:
             # Nobody else may open it: whoever can, can lock it.
             self._directory.mkdir(mode=0o750, parents=True, exist_ok=True)
         try:
             descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
-            yield {}
+            yield
             return
         try:
             deadline = time.monotonic() + LOCK_TIME
@@ -222,7 +272,7 @@ class Ledger:
                 if time.monotonic() > deadline:
                     raise LedgerError(f"{self._directory}: another process keeps it locked")
                 time.sleep(0.01)
-            yield self._load()
+            yield
         finally:
             os.close(descriptor)
 
@@ -251,11 +301,11 @@ class Ledger:
             json.dump(state, stream)
         new.rename(self._state_path)
 
-    def _drop(self, state, owners):
-        """Takes the wishes of `owners` out, and with them the values that nobody wants any more."""
+    def _drop(self, state, owners, keys=None):
+        """Takes the wishes of `owners` out, for `keys` or all, and with them the values that nobody wants any more."""
         written = []
         for key, entry in list(state.items()):
-            if not owners & set(entry["wants"]):
+            if not owners & set(entry["wants"]) or (keys is not None and key not in keys):
                 continue
             for owner in owners:
                 entry["wants"].pop(owner, None)
@@ -283,16 +333,18 @@ class Ledger:
     # Whether an instance lives
 
     def _live_path(self, owner):
-        return self._directory / (self._live_prefix + re.sub(r"[^A-Za-z0-9._-]", "_", owner)[:64] + ".live")
+        return self._directory / f"{self._live_prefix}{table_name(owner)}.live"
 
     def _announce(self):
-        """Takes the lock that says this instance lives. Raises OSError, LedgerError."""
+        """Takes the lock that says this instance lives. Raises Taken, OSError."""
         if self._by_hand or self._live is not None:
             return
         descriptor = _open_lock(self._live_path(self._owner))
         if not lock.take(descriptor):
+            holder = lock.holder(descriptor)
             os.close(descriptor)
-            raise LedgerError(f"another instance of the name {self._owner} runs")
+            raise Taken(f"instance {self._owner} runs already{f', as process {holder}' if holder else ''}; stop that, "
+                        "or give this one's configuration another name")
         self._live = descriptor
 
     def _is_alive(self, owner):
@@ -397,4 +449,4 @@ def _namespace():
 
 
 def _reason(error):
-    return error.strerror or str(error)
+    return getattr(error, "strerror", None) or str(error)

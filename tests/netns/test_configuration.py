@@ -2,12 +2,16 @@
 
 import contextlib
 import os
+import pathlib
 import socket
 import sys
 
 import pytest
+import snapshot
 from harness import ROOT, Daemon, inside
 
+OWN = ["--listen=[::]:7999", "--device=x1", "--pool-ipv4=10.99.0.0/24", "--pool-ipv6=fd99::/64"]
+"""What an instance of its own would have."""
 RTMGRP_LINK = 1
 """linux/rtnetlink.h: devices that come, change and go."""
 
@@ -34,8 +38,8 @@ def watching(host):
 def attempt(shared_network, tmp_path):
     """Runs a daemon that must not come up. Returns (exit status, what it wrote, whether it touched a device)."""
 
-    def run(text, *flags, prefix=(), mode=0o600):
-        file = tmp_path / "server.conf"
+    def run(text, *flags, prefix=(), mode=0o600, name="server"):
+        file = tmp_path / f"{name}.conf"
         file.write_text(text)
         file.chmod(mode)
         with watching(shared_network.server) as touched:
@@ -106,19 +110,36 @@ def test_port_in_use(attempt, good, shared_network):
     assert "bulk0" not in shared_network.server.ip("-br", "link")
 
 
-def test_a_second_instance_of_one_name(attempt, good, shared_network, tmp_path):
-    """It ends before it touches anything, and the first answers as before."""
+@pytest.fixture
+def first(good, shared_network):
+    """An instance that runs, translates addresses and answers as before when it is over."""
     file = shared_network.directory / "first.conf"
     file.write_text(good)
     file.chmod(0o600)
-    first = Daemon(shared_network.server, shared_network.directory, "first")
-    first.wait_ready()
+    instance = Daemon(shared_network.server, shared_network.directory, "first", ["--nat=yes"]).wait_ready()
+    before = snapshot.take(shared_network.server)
+    yield instance
+    assert instance.status()["instance"] == "first"
+    assert snapshot.differences(before, snapshot.take(shared_network.server)) == []
+    assert instance.stop() == 0
+    assert "bulk0" not in shared_network.server.ip("-br", "link")
+
+
+@pytest.mark.parametrize("others", [["--listen=[::]:7443"], OWN], ids=["same port", "nothing in common"])
+def test_a_second_instance_of_one_name(attempt, good, first, others):
+    """By its name are known the instance's table, what it wants of the kernel and its name servers."""
+    status, said, touched = attempt(good, f"--runtime-directory={first.runtime}-other", "--nat=yes", *others,
+                                    name="first")
+    assert (status, touched) == (1, False)
+    assert f"instance first runs already, as process {first.process.pid}; stop that" in said
+    assert not pathlib.Path(f"{first.runtime}-other").exists()
+
+
+def test_a_second_instance_with_one_runtime_directory(attempt, good, first):
+    """It ends before it touches anything."""
     status, said, touched = attempt(good, f"--runtime-directory={first.runtime}")
     assert (status, touched) == (1, False)
     assert f"{first.runtime}: another instance runs with this runtime directory" in said
-    assert first.status()["instance"] == "first"
-    assert first.stop() == 0
-    assert "bulk0" not in shared_network.server.ip("-br", "link")
 
 
 def test_address_of_nobody(attempt, good):

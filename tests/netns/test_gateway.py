@@ -347,6 +347,10 @@ def test_other_clients_while_it_runs(site):
     def route_of(address):
         return network.server.run(["ip", "route", "get", address], check=False).stdout
 
+    def forwarding():
+        keys = ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding")
+        return network.server.run(["sysctl", "-n", *keys]).stdout.split()
+
     reloaded("[client other]\nipv4 = 10.86.0.300\n",
              r"not reloaded, the former configuration stays in force: .*fixed\.conf:2: ipv4 = 10\.86\.0\.300")
     assert answers(network.server, BEHIND[4])
@@ -367,6 +371,10 @@ def test_other_clients_while_it_runs(site):
     eventually(network.server, BEHIND[4])
     assert [one["session"] for one in server.status()["sessions"] if one["identity"] == "client"] == stays
     assert len(client.lines("connected to")) == 1 and answers(network.client, INNER[4])
+    # With the last network goes what only it needed.
+    assert forwarding() == ["1", "1"]
+    reloaded("", "reloaded: in force: server.clients.d")
+    assert forwarding() == ["0", "0"]
     assert server.stop() == 0
     assert snapshot.differences(before, snapshot.take(network.server)) == []
 

@@ -89,6 +89,20 @@ def test_two_instances_share_and_the_last_one_restores(network, host):
     assert snapshot.differences(before, snapshot.take(host)) == []
 
 
+def test_in_another_network_namespace_the_same_name_is_another_instance(network, host):
+    """They share the directory, and nothing in it."""
+    elsewhere = network.directory / "elsewhere"
+    elsewhere.mkdir()
+    for name in ("server.conf", "crl.pem"):
+        shutil.copy(network.directory / name, elsewhere)
+    first = network.start_server().wait_ready()
+    beside = f"--runtime-directory={network.directory}/run-elsewhere"
+    second = Daemon(network.client, elsewhere, "server", [beside]).wait_ready()
+    assert second.stop() == 0
+    assert read(host, WMEM) == "4096 16384 16777216"
+    assert first.stop() == 0
+
+
 def test_after_a_crash_the_next_start_and_its_stop_give_everything_back(network, host):
     before = snapshot.take(host)
     network.start_server("--wan-mtu", MTU).wait_ready().kill()

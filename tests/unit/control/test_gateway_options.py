@@ -43,6 +43,9 @@ class Machine:
         self.routes += networks
         return self.refused
 
+    def give_up(self, keys):
+        self.wanted = [key for key in self.wanted if key not in keys]
+
     def want(self, key, value):
         self.wanted.append(key)
         return types.SimpleNamespace(why_not=self.refuses)
@@ -136,6 +139,8 @@ def test_other_networks_while_it_runs(machine, monkeypatch):
     refused.clear()
     reapply(both)
     assert led == [NETWORK, other]
+    reapply()
+    assert (led, machine.wanted) == ([], []), "nothing needs it any more"
 
 
 def test_a_sysctl_that_cannot_be_set_is_one_line(machine, caplog):

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bulkvpnd.host import sysctl
-from bulkvpnd.host.sysctl import BY_HAND, Ledger
+from bulkvpnd.host.sysctl import BY_HAND, Ledger, Taken
 
 ROOT = pathlib.Path(__file__).parents[3]
 FOUND = {
@@ -218,6 +218,16 @@ def test_a_crashed_instance_of_the_same_name_does_not_hide_what_was_found(tree, 
     assert read(tree, key) == "212992"
 
 
+def test_whoever_gets_the_name_gives_back_what_was_wanted_in_it(tree, ledger_of, start_other):
+    key = "net.core.rmem_max"
+    other = start_other("server", key, "1000000")
+    other.kill()
+    other.wait()
+    with ledger_of("server") as ledger:
+        assert ledger.recover() == [key]
+        assert read(tree, key) == "212992"
+
+
 def test_a_crash_beside_a_live_instance_leaves_it_what_it_wants(tree, ledger_of, start_other):
     key = "net.core.rmem_max"
     other = start_other("client", key, "3000000")
@@ -241,9 +251,57 @@ def test_what_a_crash_left_half_written_goes(shared, ledger_of):
 
 
 def test_two_instances_of_one_name(tree, ledger_of, start_other):
-    start_other("server", "net.core.rmem_max", "1000000")
-    outcome = ledger_of("server").want("net.core.rmem_max", "2000000")
-    assert outcome.why_not == "another instance of the name server runs"
+    key = "net.core.rmem_max"
+    other = start_other("server", key, "1000000")
+    second = ledger_of("server")
+    with pytest.raises(Taken, match=f"^instance server runs already, as process {other.pid}; stop that, or give "):
+        second.__enter__()
+    assert second.restore() == second.recover() == []
+    assert second.want(key, "2000000").why_not.startswith("instance server runs already")
+    assert second.restore() == []
+    assert read(tree, key) == "1000000"
+    other.communicate("")
+    assert read(tree, key) == "212992"
+    with second:
+        assert second.want(key, "2000000").why_not is None
+    assert read(tree, key) == "212992"
+
+
+def test_the_name_is_taken_without_a_wish(shared, ledger_of):
+    with ledger_of("server"):
+        with pytest.raises(Taken, match=f"as process {os.getpid()};"):
+            ledger_of("server").__enter__()
+        with ledger_of("office"):
+            pass
+    with ledger_of("server"):
+        pass
+    assert list(shared.iterdir()) == []
+
+
+@pytest.mark.parametrize("names", [("a b", "a_b"), ("a" * 65, "a" * 66)])
+def test_names_that_look_alike_are_two(ledger_of, names):
+    first, second = names
+    with ledger_of(first), ledger_of(second):
+        pass
+
+
+def test_without_a_directory_the_name_is_anybody_s(tree, tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    with Ledger(tmp_path / "file", "server", root=tree):
+        pass
+    (line,) = caplog.messages
+    assert line.startswith("another process with the name of this instance would not be noticed: ")
+
+
+def test_one_wish_is_given_up_and_the_others_stay(tree, ledger_of, start_other):
+    start_other("client", "net.core.rmem_max", "1000000")
+    ledger = ledger_of()
+    ledger.want("net.core.rmem_max", "2000000")
+    ledger.want("net.ipv4.ip_forward", "1")
+    assert ledger.give_up(["net.ipv4.conf.all.forwarding"]) == []
+    assert ledger.give_up(["net.ipv4.ip_forward"]) == ["net.ipv4.ip_forward"]
+    assert (read(tree, "net.ipv4.ip_forward"), read(tree, "net.core.rmem_max")) == ("0", "2000000")
+    assert ledger.restore() == ["net.core.rmem_max"]
     assert read(tree, "net.core.rmem_max") == "1000000"
 
 
@@ -341,6 +399,28 @@ def test_a_file_that_this_program_did_not_write(tree, shared, ledger_of, text):
     assert str(file) in ledger.want("net.core.rmem_max", "1000000").why_not
     assert {key: read(tree, key) for key in FOUND} == before
     file.unlink()
+
+
+def test_a_damaged_file_is_one_line_each_time(tree, shared, ledger_of, caplog):
+    ledger = ledger_of()
+    with ledger:
+        ledger.want("net.core.rmem_max", "1000000")
+        (file,) = shared.glob("sysctl-*.json")
+        file.write_text("[")
+        assert ledger.want("net.core.rmem_max", "1000000").why_not is None, "it is right already"
+        assert ledger.want("net.core.rmem_max", "4096", "larger").why_not is None
+        outcome = ledger.want("net.core.rmem_max", "2000000")
+        assert str(outcome) == (f"net.core.rmem_max: is 1000000, not 2000000: {file}: not what this program writes; "
+                                "remove the file")
+        assert caplog.messages == []
+    assert caplog.messages == ["not given back, since it is not known what was found: net.core.rmem_max = 1000000: "
+                               f"{file}: not what this program writes; remove the file"]
+    caplog.clear()
+    assert ledger_of().recover() == []
+    assert caplog.messages == ["what crashed instances have set of the kernel's settings is not given back: "
+                               f"{file}: not what this program writes; remove the file"]
+    file.unlink()
+    (tree / "net/core/rmem_max").write_text("212992\n")
 
 
 def test_a_link_in_the_place_of_the_file_is_not_followed(tree, shared, ledger_of, tmp_path):
