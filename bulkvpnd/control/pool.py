@@ -1,7 +1,10 @@
 """The addresses of a server: one lease for each identity, kept across restarts.
 
+    a session is begun --> its addresses are lent --first authentic frame--> settled: leased to its identity
+                                        '--------- none in time -----------> released: all is as it was before
+
 An identity has the same addresses as long as nobody else needs them: when all are leased, the one whose lease has been
-unused for the longest goes to the newcomer, and never one whose session is alive. What the administrator gave to one
+unused for the longest goes to the newcomer, and never one that a session has. What the administrator gave to one
 identity for good is never leased to another.
 """
 
@@ -29,8 +32,9 @@ class Pool:
         self._networks = [network for network in networks if network is not None]
         self._path = path
         self._file = file or LatestFile(path, "leases")
-        self._leases = {}  # identity: (number of the host within each network), oldest use first
-        self._in_use = {}  # identity: sessions that live
+        self._leases = {}  # identity: number of the host within each network, oldest use first
+        self._lent = {}  # identity: likewise, where it is not what it has a lease of
+        self._sessions = {}  # identity: how many it has
         self._fix(fixed or {})
         self._load()
 
@@ -42,14 +46,17 @@ class Pool:
     def _fix(self, fixed):
         self._fixed = fixed
         self._reserved = self._reserve()
-        self._leases = {identity: number for identity, number in self._leases.items()
-                        if number not in self._reserved and self._needs_lease(identity)}
+        self._leases, self._lent = (
+            {identity: number for identity, number in numbers.items()
+             if number not in self._reserved and self._needs_lease(identity)}
+            for numbers in (self._leases, self._lent)
+        )
 
     @property
     def _size(self):
         """Numbers 2 … size: network and server addresses come first, the broadcast address of IPv4 last."""
         hosts = [network.num_addresses - (1 if network.version == 4 else 0) for network in self._networks]
-        return min(*hosts, LEASES_MAX + 2) if len(hosts) > 1 else min(hosts[0], LEASES_MAX + 2)
+        return min(*hosts, LEASES_MAX + 2)
 
     def _reserve(self):
         """The numbers that lead to somebody's fixed address, in whichever network."""
@@ -75,18 +82,25 @@ class Pool:
         return ipaddress.ip_interface(f"{network[number]}/{network.prefixlen}")
 
     def lease(self, identity):
-        """The identity's addresses, {4: IPv4Interface, 6: IPv6Interface}. Raises Refused("pool") if all are used."""
-        if self._needs_lease(identity):
-            number = self._leases.pop(identity, None)
-            if number is None:
-                number = self._free_number()
-            self._leases[identity] = number
+        """Addresses for a session, {4: IPv4Interface, 6: IPv6Interface}, which it has until the release.
+
+        Nobody loses a lease for them before settle(). Raises Refused("pool") if all are used.
+        """
+        if identity not in self._lent and self._needs_lease(identity):
+            own = self._leases.get(identity)
+            # It may be lent to another by now.
+            if own is None or own in self._lent.values():
+                self._lent[identity] = self._free_number()
+        self._sessions[identity] = self._sessions.get(identity, 0) + 1
         return self.addresses(identity)
+
+    def _number(self, identity):
+        return self._lent.get(identity, self._leases.get(identity))
 
     def addresses(self, identity):
         """What the identity has now, as lease() returns it; None where it has no lease, but needs one."""
         fixed = self._fixed.get(identity, {})
-        number = self._leases.get(identity)
+        number = self._number(identity)
         if number is None and self._needs_lease(identity):
             return None
         return {
@@ -97,27 +111,36 @@ class Pool:
         }
 
     def _free_number(self):
-        taken = self._reserved.union(self._leases.values())
+        used = {number for number in map(self._number, self._sessions) if number is not None}
+        taken = self._reserved.union(used, self._leases.values())
         if len(taken) < self._size - 2:
             return next(number for number in range(2, self._size) if number not in taken)
-        for identity in self._leases:
-            if not self._in_use.get(identity):
-                log.info("the pool is full; the lease of %s, unused for the longest, goes to another", identity,
-                         extra={"IDENTITY": identity})
-                return self._leases.pop(identity)
+        for number in self._leases.values():
+            if number not in used:
+                return number
         raise Refused("pool", "every address of the pool is in use")
 
-    def hold(self, identity):
-        """A session of this identity lives: nobody else gets its addresses. Each hold needs a release."""
-        self._in_use[identity] = self._in_use.get(identity, 0) + 1
+    def settle(self, identity):
+        """A session of the identity has shown that it is there: what it was lent is its lease from now on."""
+        own = self._leases.pop(identity, None)
+        number = self._lent.pop(identity, own)
+        for former, its in self._leases.items():
+            if its == number:
+                log.info("the pool is full; the lease of %s, unused for the longest, goes to another", former,
+                         extra={"IDENTITY": former})
+                del self._leases[former]
+                break
+        if number is not None:
+            self._leases[identity] = number
         self.save()
 
     def release(self, identity):
-        left = self._in_use.get(identity, 0) - 1
-        if left > 0:
-            self._in_use[identity] = left
+        """A session of the identity has ended. Each lease() needs one."""
+        left = self._sessions.pop(identity) - 1
+        if left:
+            self._sessions[identity] = left
         else:
-            self._in_use.pop(identity, None)
+            self._lent.pop(identity, None)
 
     # The file: {"leases": {identity: number}}, oldest use first. Numbers and not addresses, so that a changed pool
     # keeps everybody's place.

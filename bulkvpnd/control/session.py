@@ -119,7 +119,6 @@ class Sessions:
         self._offsets[source] = offset + 1
         session = Session(next(self._numbers), identity, session_id, token, interfaces, terms, offset, now, now, lease)
         self._by_id[session.id] = session
-        self._pool.hold(lease)
         return session
 
     def _lease(self, identity, others):
@@ -172,6 +171,7 @@ class Sessions:
         ended = []
         if not session.is_live:
             session.is_live = True
+            self._pool.settle(session.lease)
             ended = [other for other in self if other.identity == session.identity and other is not session]
         connection.is_live = True
         session.idle_since = None

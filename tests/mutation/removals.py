@@ -639,16 +639,26 @@ REMOVALS = [
         test_pool.py::test_full_pool_refuses_and_serves_exactly_its_size
         test_clients.py::test_full_pool
         """,
-          (POOL, "if not self._in_use.get(identity):", "if True:")),
+          (POOL, "if number not in used:", "if True:")),
+    taken("C24", """
+        test_pool.py::test_who_sends_no_frame_takes_nobodys_lease
+        test_pool.py::TestAnyOrder
+        """,
+          (POOL, "self._lent[identity] = self._free_number()\n",
+           "self._lent[identity] = self._free_number()\n                self.settle(identity)\n")),
     taken("C24", "test_pool.py::TestAnyOrder",
-          (POOL, "self._leases[identity] = number\n        return self.addresses(identity)",
-           "return self.addresses(identity)")),
+          (POOL, "self._leases[identity] = number\n        self.save()", "self.save()")),
+    taken("C24", "test_session.py::TestAnyOrder",
+          (SESSION, "            self._pool.settle(session.lease)\n", "")),
+    taken("C24", "test_pool.py::test_leases_are_bounded",
+          (POOL, "return min(*hosts, LEASES_MAX + 2)", "return min(hosts)")),
     taken("C24", "test_second_login.py::test_second_login_is_refused",
           (SESSION, 'if self._second_login == "refuse" and any(', "if False and any(")),
     taken("C24", "test_second_login.py::test_second_login_runs_beside_the_first",
           (SESSION, 'if self._second_login != "parallel":', "if True:")),
     taken("C24", "test_gateway.py::test_a_fixed_address_is_kept_from_others",
-          (POOL, "taken = self._reserved.union(self._leases.values())", "taken = set(self._leases.values())")),
+          (POOL, "taken = self._reserved.union(used, self._leases.values())",
+           "taken = used.union(self._leases.values())")),
 
     # C25: Key files: mode, owner, links, races
     taken("C25 P8", """

@@ -46,6 +46,7 @@ MODULES = {
     ),
     "control/admission.py": ("", ["control/test_admission.py"]),
     "control/session.py": ("", ["control/test_session.py", "control/server"]),
+    "control/pool.py": ("", ["control/test_pool.py"]),
     "control/listener.py": ("", ["control/test_listener.py"]),
     "control/policy.py": ("", ["control/test_policy.py"]),
     "control/tls.py": ("", ["control/test_tls.py", "control/test_revocation.py"]),

@@ -45,15 +45,23 @@ def path(tmp_path):
     return tmp_path / "state" / "leases.json"
 
 
-def address(pool, identity, version=4):
-    return str(pool.lease(identity)[version].ip)
+def begun(pool, identity):
+    """The address of a session that waits for its first frame."""
+    return str(pool.lease(identity)[4].ip)
 
 
 def used(pool, identity):
-    """As a session does it."""
-    interfaces = pool.lease(identity)
-    pool.hold(identity)
-    return str(interfaces[4].ip)
+    """The address of a session whose first frame has come."""
+    address = begun(pool, identity)
+    pool.settle(identity)
+    return address
+
+
+def address(pool, identity):
+    """What a session would have."""
+    found = begun(pool, identity)
+    pool.release(identity)
+    return found
 
 
 def test_full_pool_refuses_and_serves_exactly_its_size(path):
@@ -81,7 +89,6 @@ def test_the_server_has_the_first_address_and_no_client_an_odd_one(path):
         {4: "10.86.0.2/24", 6: "fd86::2/126"}, {4: "10.86.0.3/24", 6: "fd86::3/126"},
     ]  # fmt: skip
     # Both must have room: the IPv4 network alone would have some.
-    pool.hold("alice"), pool.hold("bob")
     with pytest.raises(Refused):
         pool.lease("carol")
 
@@ -99,8 +106,20 @@ def test_every_usable_address_is_leased_and_no_other(path, network, last):
         while True:
             name = f"client{len(leased)}"
             leased.append(str(pool.lease(name)[network.version].ip))
-            pool.hold(name)
     assert leased[0] == str(network[2]) and leased[-1] == last and len(set(leased)) == len(leased)
+
+
+@pytest.mark.parametrize("networks", [("10.0.0.0/8",), ("fd86::/64",), ("10.0.0.0/8", "fd86::/64")])
+def test_leases_are_bounded(path, monkeypatch, networks):
+    monkeypatch.setattr(pool_module, "LEASES_MAX", 3)
+    pool = Pool([*map(ipaddress.ip_network, networks)], path)
+    for name in "abc":
+        pool.lease(name), pool.settle(name)
+    with pytest.raises(Refused):
+        pool.lease("d")
+    pool.release("a")
+    pool.lease("d"), pool.settle("d")
+    assert json.loads(path.read_text())["leases"] == {"b": 3, "c": 4, "d": 2}
 
 
 def test_leases_are_kept_by_identity_over_restarts(path):
@@ -118,7 +137,7 @@ def test_the_lease_unused_for_the_longest_goes_first(path):
     used(pool, "a")  # used again: now b is the oldest, and c after it
     pool.release("a")
     pool = Pool(SMALL, path)  # the order too is kept
-    pool.hold("b")
+    pool.lease("b")
     assert address(pool, "new") == "10.86.0.4"
     assert address(pool, "b") == "10.86.0.3"
 
@@ -135,6 +154,41 @@ def test_a_smaller_pool_keeps_whom_it_can(path):
 def test_another_network_keeps_the_place_in_it(path):
     used(Pool(BOTH[:1], path), "alice")
     assert address(Pool((ipaddress.ip_network("192.168.7.0/24"),), path), "alice") == "192.168.7.2"
+
+
+# before the first authentic frame
+
+
+def test_who_sends_no_frame_takes_nobodys_lease(path):
+    pool = Pool((ipaddress.ip_network("10.86.0.0/30"),), path)
+    used(pool, "alice")
+    pool.release("alice")
+    before = path.read_bytes()
+    assert begun(pool, "bob") == "10.86.0.2", "a newcomer gets what nobody uses"
+    assert pool.addresses("alice") and path.read_bytes() == before
+    with pytest.raises(Refused):
+        pool.lease("alice")  # two sessions never have one address
+    pool.release("bob")
+    assert pool.addresses("bob") is None and used(pool, "alice") == "10.86.0.2"
+    # One whose frame has come takes it.
+    pool.release("alice")
+    assert used(pool, "bob") == "10.86.0.2"
+    assert pool.addresses("alice") is None and json.loads(path.read_text())["leases"] == {"bob": 2}
+
+
+def test_who_comes_back_while_its_lease_is_lent_gets_another(path):
+    pool = Pool(SMALL, path)
+    for name in "abcde":
+        used(pool, name)
+        pool.release(name)
+    assert [begun(pool, name) for name in ("new", "a", "a")] == ["10.86.0.2", "10.86.0.3", "10.86.0.3"]
+    # Whoever does not stay leaves all as it was.
+    for name in ("new", "a", "a"):
+        pool.release(name)
+    assert [address(pool, name) for name in "abcde"] == [f"10.86.0.{at}" for at in range(2, 7)]
+    assert [begun(pool, "new"), used(pool, "a")] == ["10.86.0.2", "10.86.0.3"]
+    pool.settle("new")
+    assert json.loads(path.read_text())["leases"] == {"c": 4, "d": 5, "e": 6, "a": 3, "new": 2}
 
 
 # the file
@@ -253,7 +307,7 @@ def test_a_fixed_address_is_its_owners_and_nobody_elses(path):
     with pytest.raises(Refused):
         pool.lease("client3")
     assert used(pool, "warehouse") == "10.86.0.2" and used(pool, "office") == "10.86.0.5"
-    assert str(pool.lease("office")[4]) == "10.86.0.5/29"
+    assert str(pool.addresses("office")[4]) == "10.86.0.5/29"
     # Nobody gets it when its owner is away either.
     pool.release("office")
     with pytest.raises(Refused):
@@ -286,7 +340,7 @@ def test_others_keep_theirs_for_good_from_now_on(path):
     pool = Pool(SMALL, path, fixed(office="10.86.0.2"))
     before = {name: pool.lease(name) for name in ("a", "b", "c", "office")}
     for name in before:
-        pool.hold(name)
+        pool.settle(name)
     assert {name: pool.addresses(name) for name in before} == before and pool.addresses("nobody") is None
     assert str(before["b"][4].ip) == "10.86.0.4"
     # What b has becomes a's, c gets one that nobody has, and the office has none of its own any more.
@@ -324,6 +378,7 @@ class AnyOrder(RuleBasedStateMachine):
     def restart(self):
         self.pool = Pool(SMALL, self.path, self.fixed)
         self.held = {}  # identity: [address, sessions]
+        self.owned = getattr(self, "owned", {})  # identity: address, what is leased to whom
 
     @rule(given=st.dictionaries(identities, st.integers(2, 6), max_size=3).filter(
         lambda given: len(set(given.values())) == len(given)))
@@ -331,6 +386,9 @@ class AnyOrder(RuleBasedStateMachine):
         """Whose addresses are another's now is sent away, as control.server does it."""
         self.fixed = {identity: {4: ipaddress.ip_address(f"10.86.0.{number}")} for identity, number in given.items()}
         self.pool.set_fixed(self.fixed)
+        taken = {str(one[4]) for one in self.fixed.values()}
+        self.owned = {identity: leased for identity, leased in self.owned.items()
+                      if leased not in taken and identity not in self.fixed}
         for identity, (leased, sessions) in list(self.held.items()):
             addresses = self.pool.addresses(identity)
             if addresses is None or str(addresses[4].ip) != leased:
@@ -345,11 +403,20 @@ class AnyOrder(RuleBasedStateMachine):
             with pytest.raises(Refused):
                 self.pool.lease(identity)
             return
-        leased = used(self.pool, identity)
+        leased = begun(self.pool, identity)
         assert (leased == str(self.fixed.get(identity, {}).get(4))) == (identity in self.fixed)
         mine = self.held.setdefault(identity, [leased, 0])
         assert mine[0] == leased, "the address changed under a live session"
         mine[1] += 1
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
+    def settle(self, data):
+        identity = data.draw(st.sampled_from(sorted(self.held)))
+        self.pool.settle(identity)
+        if identity not in self.fixed:
+            leased = self.held[identity][0]
+            self.owned = {other: its for other, its in self.owned.items() if its != leased} | {identity: leased}
 
     @precondition(lambda self: self.held)
     @rule(data=st.data())
@@ -359,6 +426,12 @@ class AnyOrder(RuleBasedStateMachine):
         self.held[identity][1] -= 1
         if not self.held[identity][1]:
             del self.held[identity]
+
+    @invariant()
+    def nobody_loses_a_lease_before_the_first_frame(self):
+        for identity in set("abcdefghi") - set(self.held) - set(self.fixed):
+            addresses = self.pool.addresses(identity)
+            assert (addresses and str(addresses[4].ip)) == self.owned.get(identity)
 
     @invariant()
     def one_owner_per_address(self):

@@ -1,5 +1,6 @@
 """control.session: every step of the table in its docstring, the refusals first, then any order of steps."""
 
+import collections
 import ipaddress
 
 import pytest
@@ -17,18 +18,21 @@ TERMS = {"connections": 4, "cipher": "aes-256-gcm"}
 
 
 class Pool:
-    """Counts holds and releases; test_pool.py has the real one."""
+    """Counts leases and releases, and those that were settled; test_pool.py has the real one."""
 
     def __init__(self):
         self.numbers = {}
         self.held = {}
+        self.settled = collections.Counter()
 
     def lease(self, identity):
         number = self.numbers.setdefault(identity, len(self.numbers) + 2)
+        self.held[identity] = self.held.get(identity, 0) + 1
         return {4: ipaddress.ip_interface(f"10.{number >> 8}.{number & 255}.1/8")}
 
-    def hold(self, identity):
-        self.held[identity] = self.held.get(identity, 0) + 1
+    def settle(self, identity):
+        assert self.held[identity]
+        self.settled[identity] += 1
 
     def release(self, identity):
         self.held[identity] -= 1
@@ -307,6 +311,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.subject = Sessions(self.pool, GRACE, 3, PENDING)
         self.now = 0.0
         self.names = 0
+        self.begun = collections.Counter()  # identity: sessions whose first frame came
         self.alive = []  # sessions that have not ended
         self.proven = set()  # numbers of connections whose first frame came while they and their session lived
         self.owner = {}  # identity: session that owns its addresses
@@ -366,6 +371,8 @@ class AnyOrder(RuleBasedStateMachine):
             if one.number in self.proven and one.index == connection.index
         }
         self.proven.add(connection.number)
+        self.begun[session.identity] += self.owner.get(session.identity) is not session
+        assert self.pool.settled == self.begun
         assert all(one.identity == session.identity and one is not session for one in ended)
         self.expect_ended(ended)
         self.owner[session.identity] = session
@@ -391,6 +398,7 @@ class AnyOrder(RuleBasedStateMachine):
             [(one.number, one.is_live, one.is_ended, one.idle_since, one.workers) for one in self.subject],
             sorted(one.number for one in self.subject.connections.values() if one.is_live),
             dict(self.pool.held),
+            dict(self.pool.settled),
         )
 
     @invariant()
