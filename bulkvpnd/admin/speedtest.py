@@ -5,6 +5,10 @@
 
 iperf3(1) and ping(8) do the measuring; nothing is changed on either machine. iperf3 lets in whoever reaches its port,
 so it listens on single addresses only, for a limited time, and takes one test after the other.
+
+What goes beside a full tunnel is bound to the device that leads outside, since iperf3 can set no mark: the table of the
+tunnel has no route by that device, so the kernel goes on to the table main. Where a kill switch lets nothing out there
+is no measurement, never a wrong one.
 """
 
 import argparse
@@ -27,6 +31,7 @@ import rich.table
 from bulkvpnd.admin import screen, status
 from bulkvpnd.admin.demo import cpu_seconds
 from bulkvpnd.admin.errors import CommandError
+from bulkvpnd.host import device, redirect
 
 PORT = 7444
 """Where iperf3 listens (choice: the one after the daemon's default)."""
@@ -35,7 +40,9 @@ SERVE_TIME = 600
 RESTART_TIME = 0.1
 """Seconds after which an iperf3 that has ended, which each does after its test, is replaced (choice)."""
 ABSENT_TIME = 2.0
-"""Seconds in which the other end must have replaced it (choice)."""
+"""Seconds in which the other end must have replaced it, from the first refusal on (choice)."""
+PING_TIME = 5.0
+"""Seconds that a ping may take beyond the load that it was beside (choice)."""
 STREAMS = 4
 """TCP streams of a measurement (choice: with one, a single connection would be measured)."""
 LIKE_THE_PATH, BUSY, LOSSY = 0.85, 0.85, 0.02
@@ -153,51 +160,70 @@ def measure(ask, beside, seconds, console):
     inner = screen.server_address(report["addresses"][0])
     outer = beside or peers[0].rpartition(":")[0].strip("[]")
     result = {"offload": report["offload"], "tunnel": {"address": inner}, "beside": {"address": outer}}
-    for way, address in (("tunnel", inner), ("beside", outer)):
-        result[way]["rtt_idle_ms"] = round_trip(_finish(_ping(address, 2), 5))
+    try:
+        _one_way(result["tunnel"], "tunnel", ask, inner, None, seconds, console)
+    except SpeedtestError as error:
+        raise SpeedtestError(f"{error}; run on the server: bulkvpnctl speedtest --serve") from None
+    # In the order in which they are best; the first is there whenever the instance itself finds its way.
+    outside = next(iter(device.towards([outer], redirect.choose_mark())), None)
+    if outside is None:
+        result["beside"] |= {"rtt_idle_ms": None,
+                             "why_not": f"no device leads to {outer} past the tunnel; see: ip route"}
+    else:
         try:
-            for direction, flags in (("out", ()), ("in", ("--reverse",))):
-                with console.status(f"{way}, {direction}, {seconds} s"):
-                    result[way][direction] = dataclasses.asdict(_one(ask, address, flags, seconds))
+            _one_way(result["beside"], "beside", ask, outer, outside, seconds, console)
         except SpeedtestError as error:
-            if way == "tunnel":
-                raise SpeedtestError(f"{error}; run on the server: bulkvpnctl speedtest --serve") from None
-            result[way]["why_not"] = f"{error}; run on the server: bulkvpnctl speedtest --serve --beside {address}"
+            result["beside"]["why_not"] = f"{error}; run on the server: bulkvpnctl speedtest --serve --beside {outer}"
+            if "refused" not in str(error):
+                result["beside"]["why_not"] += "; with kill-switch = yes here nothing can be measured past the tunnel"
     result["bottleneck"] = {direction: bottleneck(result, direction) for direction in ("out", "in")}
     return result
 
 
-def _one(ask, address, flags, seconds):
-    until = time.monotonic() + ABSENT_TIME
+def _one_way(found, way, ask, address, outside, seconds, console):
+    """Measures both directions, into `found`. outside: the device to go by, None where the routes know."""
+    found["rtt_idle_ms"] = round_trip(_finish(_ping(address, outside, 2), PING_TIME))
+    for direction, flags in (("out", ()), ("in", ("--reverse",))):
+        with console.status(f"{way}, {direction}, {seconds} s"):
+            found[direction] = dataclasses.asdict(_one(ask, address, outside, flags, seconds))
+
+
+def _one(ask, address, outside, flags, seconds):
+    until = None
     while True:
         try:
-            return _try(ask, address, flags, seconds)
+            return _try(ask, address, outside, flags, seconds)
         except SpeedtestError:
-            if time.monotonic() > until:
+            now = time.monotonic()
+            until = until or now + ABSENT_TIME
+            if now > until:
                 raise
         time.sleep(RESTART_TIME)
 
 
-def _try(ask, address, flags, seconds):
+def _try(ask, address, outside, flags, seconds):
     before, began = ask(), time.monotonic()
     used, machine = cpu_seconds(before["pid"]), _machine_time()
-    ping = _ping(address, seconds)
+    ping, patience = _ping(address, outside, seconds), 0.0
+    bound = ("--bind-dev", outside) if outside else ()
     load = _start(["iperf3", "--json", "--client", address, "--port", str(PORT), "--time", str(seconds), "--parallel",
-                   str(STREAMS), "--connect-timeout", "3000", *flags], subprocess.PIPE)
+                   str(STREAMS), "--connect-timeout", "3000", *bound, *flags], subprocess.PIPE)
     try:
-        output = _finish(load, seconds + 15)
+        # Its exit status says nothing: iperf 3.12 is content with a refusal if it is to print JSON.
+        bits = received(_finish(load, seconds + 15), address)
+        patience = PING_TIME
     finally:
-        # Its time is over, or there was no load.
-        pinged = _finish(ping, 5 if load.returncode == 0 else 0.1)
+        pinged = _finish(ping, patience)
     elapsed, after = time.monotonic() - began, _machine_time()
     workers = [total - used.get(pid, total) for pid, total in cpu_seconds(before["pid"]).items()]
     idle, total = after[0] - machine[0], after[1] - machine[1]
-    return Measured(received(output, address), round_trip(pinged), max(workers, default=0) / elapsed,
-                    1 - idle / max(total, 1), _sent_again(before, ask()))
+    return Measured(bits, round_trip(pinged), max(workers, default=0) / elapsed, 1 - idle / max(total, 1),
+                    _sent_again(before, ask()))
 
 
-def _ping(address, seconds):
-    return _start(["ping", "-n", "-q", "-i", "0.2", "-c", str(5 * seconds), "-w", str(seconds + 1), address],
+def _ping(address, outside, seconds):
+    bound = ("-I", outside) if outside else ()
+    return _start(["ping", "-n", "-q", "-i", "0.2", "-c", str(5 * seconds), "-w", str(seconds + 1), *bound, address],
                   subprocess.PIPE)
 
 

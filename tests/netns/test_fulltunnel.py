@@ -9,14 +9,16 @@ address that it came from, and in what passes the client's veth0.
 
 import contextlib
 import json
+import os
 import pathlib
 import shutil
 import socket
+import subprocess
 import sys
 
 import pytest
 import snapshot
-from harness import inside, two_hosts, wait_until
+from harness import ROOT, inside, two_hosts, wait_until
 
 from bulkvpnd.admin import namespaces
 
@@ -381,3 +383,28 @@ def test_a_failure_after_it_was_up_leaves_the_switch_closed(net, wire):
     assert net.start_client("--redirect-gateway=yes", "--kill-switch=yes").wait_ready().stop() == 0
     changed = "\n".join(snapshot.differences(before, snapshot.take(net.client)))
     assert not changed, changed
+
+
+@pytest.mark.parametrize("switch", ["no", "yes"])
+def test_what_is_measured_beside_the_tunnel_goes_outside(net, switch):
+    """It counts only where nothing of it comes out of the tunnel, which the server does not let in here."""
+    if not shutil.which("iperf3"):
+        pytest.skip("needs iperf3")
+    server = net.network.start_server().wait_ready()
+    client = net.start_client("--redirect-gateway=yes", f"--kill-switch={switch}").wait_ready()
+    client.wait_connections(4)
+    net.server.run(["nft", "table inet test { chain input { type filter hook input priority 0; "
+                           f"iifname bulk0 ip daddr {SERVER[4]} drop; }}; }}"])
+    net.server.start(["iperf3", "--server", "--port", "7444"], stdout=subprocess.DEVNULL)
+    wait_until(lambda: net.server.listening(7444), 10, "it listens")
+    made = net.client.run(["ping", "-n", "-c", "1", "-W", "1", SERVER[4]], check=False)
+    assert made.returncode != 0, "unbound it goes into the tunnel"
+    done = net.client.run([sys.executable, "-m", "bulkvpnd.admin", "speedtest", client.runtime, "--seconds", "1",
+                           "--json"], timeout=60, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    result = json.loads(done.stdout)
+    assert result["tunnel"]["out"]["bits"] > 0
+    if switch == "no":
+        assert result["beside"]["out"]["bits"] > 0 and result["beside"]["rtt_idle_ms"] > 0
+    else:
+        assert "out" not in result["beside"] and "with kill-switch" in result["beside"]["why_not"], result
+    assert client.stop() == 0 and server.stop() == 0
