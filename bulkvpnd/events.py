@@ -69,8 +69,9 @@ EVENTS = (
           "it can."),
     Event("session-ended", "bac269429cf84b1f8131a0e154fd3cc2",
           "The session of the client @IDENTITY@ has ended",
-          "It was silent for the grace time, or its certificate was revoked, or an administrator ended "
-          "it or changed what it has in NAME.clients.d, see REASON. Its addresses stay leased to it."),
+          "It was silent for the grace time, or its certificate was revoked or has expired, or an "
+          "administrator ended it or changed what it has in NAME.clients.d, see REASON. Its addresses stay "
+          "leased to it."),
     Event("client-refused", "03a6946270154305b92ce9f05c9bbdb7",
           "The client @IDENTITY@ was refused",
           "Its certificate is good, but the server does not take it now: @REASON@. bulkvpn-protocol(7) "

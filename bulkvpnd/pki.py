@@ -276,9 +276,17 @@ def check_crl_dates(crl, now):
 
 def issuer_and_serial(certificate_der):
     """What a revocation list calls a certificate, DER bytes: (issuer, serial number). Raises PKIError."""
+    return _read(certificate_der, lambda certificate: (certificate.issuer, certificate.serial_number))
+
+
+def expiry(certificate_der):
+    """When a certificate, DER bytes, expires, aware datetime. Raises PKIError."""
+    return _read(certificate_der, lambda certificate: validity(certificate)[1])
+
+
+def _read(certificate_der, what):
     try:
-        certificate = x509.load_der_x509_certificate(certificate_der)
-        return certificate.issuer, certificate.serial_number
+        return what(x509.load_der_x509_certificate(certificate_der))
     except Exception as error:  # as in identity
         raise PKIError(f"certificate: cannot be read: {_shown(error)}; issue a new one") from None
 

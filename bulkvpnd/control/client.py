@@ -295,7 +295,7 @@ class Client:
                 self._take(welcome)
             if remote != self._server and (session is None or not self._is_carried()):
                 self._server, self._remote = transport.endpoint(sock.getpeername()), remote
-            return self._attach(sock, index, worker, welcome, secrets, head, shake.certificate, replaces)
+            return self._attach(sock, index, worker, welcome, secrets, head, shake, replaces)
 
     def _open(self, remote):
         """A connected socket, of the first address of `remote` that answers. Raises OSError."""
@@ -365,8 +365,8 @@ class Client:
             log.info("the server takes no super-packets: packets go one by one, at a fraction of the speed")
         self._set_session(welcome)
 
-    def _attach(self, sock, index, worker, welcome, secrets, head, certificate, replaces):
-        connection = _Connection(next(self._numbers), index, worker, sock.getpeername(), welcome, certificate)
+    def _attach(self, sock, index, worker, welcome, secrets, head, shake, replaces):
+        connection = _Connection(next(self._numbers), index, worker, sock.getpeername(), welcome, shake)
         self._connections[connection.number] = connection
         message = {
             "type": "attach",
@@ -454,9 +454,18 @@ class Client:
     def revoke(self, context, revoked):
         """Another revocation list is in force. context, revoked: of control.revocation.Revocations."""
         self._context, self._revoked = context, revoked
-        found = [one for one in self._connections.values() if one.certificate in revoked]
+        self._cut([one for one in self._connections.values() if one.certificate in revoked], "was revoked")
+
+    def expire(self, now):
+        """Ends what a server's certificate that has expired by `now`, aware datetime, was good for; the newest counts,
+        as for a server."""
+        live = [one for one in self._connections.values() if one.is_live]
+        if live and max(one.expires for one in live) <= now:
+            self._cut(live, "has expired")
+
+    def _cut(self, found, why):
         if found:
-            log.warning("the server's certificate was revoked; %d connections end", len(found))
+            log.warning("the server's certificate %s; %d connections end", why, len(found))
         for connection in found:
             self.workers.send(connection.worker,
                               {"type": "detach", "connection": connection.number, "reason": "refused"})
@@ -536,18 +545,18 @@ def _addresses(welcome):
 
 
 class _Connection:
-    """One connection that a worker has. address: of the server's end. welcome: what was agreed. certificate: what a
-    revocation list calls the server's. settled: set when its first authentic frame has come. ended: gets the reason
-    when it is over."""
+    """One connection that a worker has. address: of the server's end. welcome: what was agreed. shake: the
+    tls.Handshake, of which certificate and expires are kept. settled: set when its first authentic frame has come.
+    ended: gets the reason when it is over."""
 
-    def __init__(self, number, index, worker, address, welcome, certificate):
+    def __init__(self, number, index, worker, address, welcome, shake):
         self.number = number
         self.index = index
         self.worker = worker
         self.server = transport.endpoint(address)
         self.peer = transport.shown(address)
         self.welcome = welcome
-        self.certificate = certificate
+        self.certificate, self.expires = shake.certificate, shake.expires
         self.since = time.monotonic()
         self.is_live = False
         self.settled = Event()

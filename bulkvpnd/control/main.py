@@ -247,6 +247,7 @@ class Main:
                 self._reload.clear()
                 self._on_hangup(role)
             self._check_revocations(role)
+            role.expire(_now())
             self._expiry.check(self._current.expiries, _now())
             service.notify(WATCHDOG=1)
             if now - shown >= STATUS_PERIOD:

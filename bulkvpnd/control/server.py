@@ -154,7 +154,7 @@ class Server:
         secrets = keys.traffic_secrets(hello_body, encoded[handshake.PREFIX_SIZE :], hello.random, welcome.random)
         if shake.certificate in self._revoked:
             raise RemoteError("certificate", "the peer's certificate: was revoked during the handshake")
-        self._attach(sock, session, hello, peer, secrets, head, shake.certificate)
+        self._attach(sock, session, hello, peer, secrets, head, shake)
 
     def _session_for(self, identity, hello, source):
         if self._stopping:
@@ -217,9 +217,10 @@ class Server:
             if not any(route.version == network.version and route.subnet_of(network) for network in own)
         )
 
-    def _attach(self, sock, session, hello, peer, secrets, head, certificate):
+    def _attach(self, sock, session, hello, peer, secrets, head, shake):
         configuration = self._configuration
-        connection = self._sessions.add(session, hello.index, peer, time.monotonic(), certificate)
+        connection = self._sessions.add(session, hello.index, peer, time.monotonic(), shake.certificate,
+                                        shake.expires)
         message = {
             "type": "attach",
             "connection": connection.number,
@@ -323,9 +324,17 @@ class Server:
         self._context, self._revoked = context, revoked
         if self._sessions is None:
             return
-        for session in (ended := self._sessions.end_revoked(revoked)):
-            log.warning("session of %s ended: its certificate was revoked", session.identity,
-                        extra={"IDENTITY": session.identity, "SESSION": session.number, "REASON": "revoked",
+        self._cut(self._sessions.end_revoked(revoked), "was revoked", "revoked")
+
+    def expire(self, now):
+        """Ends what certificates that have expired by `now`, aware datetime, were good for."""
+        if self._sessions is not None:
+            self._cut(self._sessions.end_expired(now), "has expired", "expired")
+
+    def _cut(self, ended, why, reason):
+        for session in ended:
+            log.warning("session of %s ended: its certificate %s", session.identity, why,
+                        extra={"IDENTITY": session.identity, "SESSION": session.number, "REASON": reason,
                                "MESSAGE_ID": events.ID["session-ended"]})
         self._forget(ended, "refused")
 

@@ -10,6 +10,7 @@ session of the same identity.
 
 import collections
 import dataclasses
+import datetime
 import hmac
 import itertools
 
@@ -25,7 +26,8 @@ PARALLEL_MAX = 16
 @dataclasses.dataclass(eq=False, slots=True)
 class Connection:
     """One connection of a session. number: unique in this process. worker: index. peer: text. since: seconds.
-    certificate: what a revocation list calls the one that it was made with."""
+    certificate, expires: what a revocation list calls the one that it was made with, and when that ends, aware
+    datetime."""
 
     number: int
     session: "Session"
@@ -34,6 +36,7 @@ class Connection:
     peer: str
     since: float
     certificate: tuple
+    expires: datetime.datetime
     is_live: bool = False
 
 
@@ -145,7 +148,7 @@ class Sessions:
             raise Refused("busy", "too many connections of this session wait for their first frame")
         return session
 
-    def add(self, session, index, peer, now, certificate=None):
+    def add(self, session, index, peer, now, certificate=None, expires=None):
         """A connection whose handshake is done; it is pending. Returns it.
 
         Raises Refused("session") if the session ended during that handshake.
@@ -153,7 +156,7 @@ class Sessions:
         if session.is_ended:
             raise Refused("session", "the session ended before the handshake was done")
         worker = (session.offset + index) % self._workers
-        connection = Connection(next(self._numbers), session, index, worker, peer, now, certificate)
+        connection = Connection(next(self._numbers), session, index, worker, peer, now, certificate, expires)
         session.connections[connection.number] = connection
         self.connections[connection.number] = connection
         return connection
@@ -207,6 +210,17 @@ class Sessions:
             session
             for session in self
             if any(connection.certificate in revoked for connection in session.connections.values())
+        )
+
+    def end_expired(self, now):
+        """Ends sessions whose certificate has expired by `now`, aware datetime. Returns them.
+
+        The newest with which a live connection was made counts, so that one that was renewed cuts nothing.
+        """
+        return self.end(
+            session
+            for session in self
+            if session.live_connections and max(one.expires for one in session.live_connections) <= now
         )
 
     def end(self, sessions):

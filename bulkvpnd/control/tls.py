@@ -93,14 +93,14 @@ class Handshake:
 
     sock: gevent's. context: of make_context. server_name: for the client, the name that the server's certificate must
     carry. All methods block cooperatively; the caller sets one deadline over all of them. They raise RemoteError for
-    what the peer did wrong and OSError for the socket. certificate: after authenticate, what a revocation list calls
-    the peer's.
+    what the peer did wrong and OSError for the socket. certificate, expires: after authenticate, what a revocation list
+    calls the peer's, and when it ends, aware datetime.
     """
 
     def __init__(self, sock, context, server_name=None):
         self._socket = sock
         self._is_server = server_name is None
-        self.certificate = None
+        self.certificate = self.expires = None
         self._may_come = PEER_MAX
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(
@@ -116,7 +116,7 @@ class Handshake:
         if self._tls.selected_alpn_protocol() != handshake.ALPN:
             raise RemoteError("tls", f"the peer does not speak {handshake.ALPN}")
         try:
-            self.certificate = pki.issuer_and_serial(certificate)
+            self.certificate, self.expires = pki.issuer_and_serial(certificate), pki.expiry(certificate)
             return pki.identity(certificate, "client" if self._is_server else "server")
         except pki.PKIError as error:
             raise RemoteError("certificate", f"the peer's certificate: {error}") from None

@@ -343,13 +343,26 @@ REMOVALS = [
         test_pushed_out.py::test_a_revoked_certificate_ends_its_session_and_no_other
         test_revoked.py::test_revoked_while_connected
         """,
-          (SERVER, "(ended := self._sessions.end_revoked(revoked))", "(ended := [])")),
+          (SERVER, "        self._cut(self._sessions.end_revoked(revoked)", "        self._cut([]")),
+    taken("C11 P1 P4", """
+        test_pushed_out.py::test_a_certificate_that_expires_ends_its_session
+        test_session.py::test_a_session_ends_with_the_newest_certificate_of_its_live_connections
+        test_revoked.py::test_expired_while_connected
+        """,
+          (SESSION, "max(one.expires for one in session.live_connections) <= now", "False")),
+    taken("C11", "test_session.py::test_a_session_ends_with_the_newest_certificate_of_its_live_connections",
+          (SESSION, "max(one.expires for one in session.live_connections)",
+           "min(one.expires for one in session.live_connections)")),
+    taken("C11 P1 P4", "test_revoked.py::test_expired_while_connected",
+          (MAIN, "            role.expire(_now())\n", "")),
+    taken("C11", "test_client.py::test_connections_to_a_server_whose_certificate_expires_end",
+          (CLIENT, "if live and max(one.expires for one in live) <= now:", "if False:")),
     taken("C11 P1", "test_revoked.py::test_revoked_while_connected",
-          (MAIN, "            self._check_revocations(role)\n            self._expiry", "            self._expiry")),
+          (MAIN, "            self._check_revocations(role)\n            role", "            role")),
     taken("C11", "test_security.py::test_nothing_fetches_an_address",
           (REVOCATION, "import os\n", "import os\nimport urllib.request\n")),
     taken("C11", "test_client.py::test_connections_to_a_revoked_server_end",
-          (CLIENT, "found = [one for one in self._connections.values() if one.certificate in revoked]", "found = []")),
+          (CLIENT, "[one for one in self._connections.values() if one.certificate in revoked]", "[]")),
 
     # C12: Roles and names confused (CVE-2017-7522)
     taken("C12", """

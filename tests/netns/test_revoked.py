@@ -1,5 +1,6 @@
-"""A certificate is revoked while its client is connected: it is out within seconds, and everybody else stays."""
+"""A certificate is revoked, or expires, while its client is connected: that is out within seconds, and nobody else."""
 
+import datetime
 import os
 import shutil
 import signal
@@ -8,6 +9,7 @@ import pytest
 from harness import wait_until
 from rawclient import RawClient
 
+from bulkvpnd import pki
 from bulkvpnd.protocol import frame
 
 CUT = 5
@@ -59,6 +61,25 @@ def test_revoked_while_connected(tunnel):
         assert raw.ping()
 
 
+def test_expired_while_connected(tunnel):
+    network, server, client = tunnel
+    ca, key = ((network.directory / "pki" / name).read_text() for name in ("ca.crt", "ca.key"))
+    # The shortest certificate that can be ordered lives a day; this one lives for seconds.
+    end = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=5)
+    blocks = dict(zip(("certificate", "key"), pki.issue(ca, key, "mallory", "client", end, 0)), ca=ca)
+    (network.directory / "mallory.conf").write_text(
+        "mode = client\nremote = 192.0.2.1\n" + "".join(f"<{name}>\n{pem}</{name}>\n" for name, pem in blocks.items()))
+    with RawClient(network, "mallory") as raw:
+        raw.join()
+        assert raw.ping()
+        wait_until(lambda: "mallory" in identities(server), 4, "mallory is in")
+        wait_until(lambda: "mallory" not in identities(server), 5 + CUT, "the session is gone")
+        assert raw.receive_until(frame.CLOSE) == b"refused"
+        assert raw.ended()
+    assert server.lines("session of mallory ended: its certificate has expired")
+    assert network.ping() and identities(server) == {"client"}
+
+
 def test_on_sighup_and_only_then_nothing_else_changes(network):
     # As under systemd, where the daemon has an old copy of its configuration.
     credentials = network.directory / "credentials"
@@ -77,10 +98,6 @@ def test_on_sighup_and_only_then_nothing_else_changes(network):
 
 def test_list_that_expired_lets_nobody_in_and_is_mended_in_place(network):
     # The shortest list that can be ordered lives a day; one that is over is made by hand.
-    import datetime
-
-    from bulkvpnd import pki
-
     server = network.start_server().wait_ready()
     base = network.directory
     ca, key = ((base / "pki" / name).read_text() for name in ("ca.crt", "ca.key"))

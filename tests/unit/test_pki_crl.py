@@ -133,8 +133,10 @@ def test_what_a_list_calls_a_certificate(authority):
     certificate = x509.load_pem_x509_certificate(pem.encode())
     der = certificate.public_bytes(serialization.Encoding.DER)
     assert pki.issuer_and_serial(der) == (certificate.issuer, certificate.serial_number)
+    assert pki.expiry(der) == NOW + 10 * DAY
     for damaged in (None, b"", der[:-1]):
-        assert "cannot be read" in refused(pki.issuer_and_serial, damaged)
+        for function in (pki.issuer_and_serial, pki.expiry):
+            assert "cannot be read" in refused(function, damaged)
 
 
 def test_every_changed_byte_of_a_list_is_noticed(authority):

@@ -1,6 +1,7 @@
 """control.client over loopback: real TLS, a scripted server, and a double in place of the workers."""
 
 import dataclasses
+import datetime
 import ipaddress
 import logging
 import time
@@ -9,7 +10,7 @@ import types
 import gevent
 import gevent.event
 import pytest
-from doubles import Network, Tun, Workers, establish, free_port, until
+from doubles import DAY, NOW, Network, Tun, Workers, establish, free_port, until
 from scripted import WELCOME, Server, attached, clients, ends, granting, make_site
 
 from bulkvpnd.control import client as client_module
@@ -417,6 +418,25 @@ def test_connections_to_a_revoked_server_end(start):
     until(lambda: len(client.server.hellos) == 3)
     gevent.sleep(0.05)
     assert len(client.workers.told("attach")) == 2, "one that was under way gets no connection"
+
+
+def test_connections_to_a_server_whose_certificate_expires_end(start, caplog):
+    client = start()
+    messages = attached(client, 2)
+    client.expire(NOW + 10 * DAY)
+    assert not client.workers.told("detach"), "those that wait for their first frame have their own time"
+    for message in messages:
+        establish(client, message["connection"])
+    client.expire(NOW + 10 * DAY - datetime.timedelta(seconds=1))
+    assert not client.workers.told("detach")
+    # One that was renewed cuts nothing.
+    client._connections[messages[0]["connection"]].expires += DAY
+    client.expire(NOW + 10 * DAY)
+    assert not client.workers.told("detach")
+    client.expire(NOW + 11 * DAY)
+    told = sorted((message["connection"], message["reason"]) for message in client.workers.told("detach"))
+    assert told == sorted((message["connection"], "refused") for message in messages)
+    assert "the server's certificate has expired; 2 connections end" in caplog.text
 
 
 # workers

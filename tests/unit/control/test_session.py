@@ -1,6 +1,7 @@
 """control.session: every step of the table in its docstring, the refusals first, then any order of steps."""
 
 import collections
+import datetime
 import ipaddress
 
 import pytest
@@ -266,6 +267,31 @@ def test_closing_twice_is_closing_once():
     assert sessions.closed(connection.number, 1.0) is connection
     assert sessions.closed(connection.number, 2.0) is None
     assert connection.session.idle_since == 1.0
+
+
+def test_a_session_ends_with_the_newest_certificate_of_its_live_connections():
+    sessions = make()
+    session, other, pending = begun(sessions), begun(sessions, "bob", b"2"), begun(sessions, "carol", b"3")
+    noon = datetime.datetime(2026, 1, 1, 12, tzinfo=datetime.timezone.utc)
+    second = datetime.timedelta(seconds=1)
+
+    def connected(to, expires, index=0, frame=True):
+        connection = sessions.add(to, index, "peer", 0.0, None, expires)
+        if frame:
+            sessions.established(connection.number)
+        return connection
+
+    connected(session, noon)
+    connected(other, noon + 9 * second)
+    connected(pending, noon, frame=False)
+    assert sessions.end_expired(noon - second) == []
+    # One that is renewed cuts nothing, as soon as it has shown that it is there.
+    renewed = connected(session, noon + 5 * second, 1, frame=False)
+    sessions.established(renewed.number)
+    connected(session, noon + 9 * second, 2, frame=False)
+    assert sessions.end_expired(noon) == sessions.end_expired(noon + 4 * second) == []
+    assert sessions.end_expired(noon + 5 * second) == [session] and session.is_ended
+    assert list(sessions) == [other, pending], "what has no connection has its own time"
 
 
 # workers

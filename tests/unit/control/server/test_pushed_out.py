@@ -1,7 +1,9 @@
 """control.server: what a second login, a replacement and a revocation push out, and when."""
 
+import datetime
+
 import pytest
-from doubles import HELLO, Routes, connected, establish, shaken, until
+from doubles import DAY, HELLO, NOW, Routes, connected, establish, shaken, until
 from logins import admit, closes, live, state
 
 from bulkvpnd.protocol import handshake
@@ -78,3 +80,16 @@ def test_a_certificate_that_is_revoked_during_its_handshake_gets_no_connection(s
         shake.finish()
         until(lambda: "was revoked during the handshake" in caplog.text)
     assert len(server.workers.told("attach")) == 1 and not server._sessions.connections
+
+
+def test_a_certificate_that_expires_ends_its_session(site, server, caplog):
+    alice = live(site, server)
+    more = live(site, server, joins=alice.welcome, index=1)
+    server.expire(NOW + 10 * DAY - datetime.timedelta(seconds=1))
+    assert not server.workers.told("detach")
+    server.expire(NOW + 10 * DAY)
+    told = [(message["connection"], message["reason"]) for message in server.workers.told("detach")]
+    assert told == [(one.number, "refused") for one in (alice, more)] and not list(server._sessions)
+    assert "session of alice ended: its certificate has expired" in caplog.text
+    server.expire(NOW + 20 * DAY)
+    assert caplog.text.count("has expired") == 1
