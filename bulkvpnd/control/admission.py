@@ -5,7 +5,7 @@
         +------> too many, of its source or in all? -------------> one is dropped: who had the most time, else itself
         |
       silent --first byte--> speaking --certificate verified--> its source is known for a day
-        |                       |
+        |                       |                              (few for each identity)
         '-- deadline, failure --'--> a penalty for the source; enough of them, and it is turned away for a time
 
 The model is OpenSSH: MaxStartups, PerSourceMaxStartups, PerSourcePenalties of sshd_config(5). It differs in whom a
@@ -30,6 +30,11 @@ PENALTY_MIN = 15.0
 """Seconds of penalties that a source collects before it is turned away: a few failures happen to anybody (sshd's)."""
 KNOWN_SECONDS = 86400.0
 """How long a source is known after a client authenticated from it; then the address may be another's (choice)."""
+KNOWN_RENEWAL = 3600.0
+"""Seconds after which it is put down again that a client authenticated from a source (choice)."""
+KNOWN_PER_IDENTITY = 64
+"""How often one identity may have a source put down: at once, and then for each KNOWN_SECONDS. It is enough for a phone
+that is elsewhere twice an hour; whoever has a /48 gets at most twice as many sources, 1 % of SOURCES_MAX (choice)."""
 SOURCES_MAX = 16384
 """Sources that are remembered, penalised and known each: about 4 MiB. The oldest are forgotten first (choice)."""
 BURST, RATE = 256, 16.0
@@ -89,7 +94,8 @@ class Admission:
         self._rooms = {True: _Room(), False: _Room()}  # whether the source is known: its room
         self._places = {}  # source: [Place]
         self._penalties = {}  # source: (when it has served them, whether it is turned away until then)
-        self._known = {}  # source: when it last authenticated
+        self._known = {}  # source: when it was put down that a client authenticated from there
+        self._marks = Pace(KNOWN_PER_IDENTITY, KNOWN_PER_IDENTITY / KNOWN_SECONDS)
         self.counters = dict.fromkeys(("admitted", "crowded", "source_full", "penalised", "failed"), 0)
 
     def set_limits(self, start, rate, full, per_source, penalty_max):
@@ -155,9 +161,14 @@ class Admission:
                 found.append(place)
         return found
 
-    def authenticated(self, place, now):
-        """The certificate at the other end is good: whoever else fails from there, this source is not locked out."""
-        _remember(self._known, place.source, now, SOURCES_MAX)
+    def authenticated(self, place, identity, now):
+        """The certificate at the other end is good: whoever else fails from there, this source is not locked out.
+
+        Of one identity only so many sources are known, or it could push those of all others out of the table.
+        """
+        is_fresh = now - self._known.get(place.source, float("-inf")) < KNOWN_RENEWAL
+        if not is_fresh and self._marks.allows(identity, now):
+            _remember(self._known, place.source, now, SOURCES_MAX)
         self._penalties.pop(place.source, None)
 
     def failed(self, place, how, now):
@@ -198,7 +209,10 @@ class Admission:
 
 
 class Pace:
-    """How often each identity may make a connection: a token bucket for each, in a bounded table."""
+    """How often each identity may do something, such as make a connection: a token bucket for each, in a bounded table.
+
+    burst: how often at once. rate: how often for each second.
+    """
 
     def __init__(self, burst=BURST, rate=RATE):
         self._burst, self._rate = burst, rate

@@ -127,7 +127,7 @@ class Server:
         peer = transport.shown(address)
         shake = tls.Handshake(sock, self._context)
         identity = shake.authenticate()
-        self._admission.authenticated(place, time.monotonic())
+        self._admission.authenticated(place, identity, time.monotonic())
         hello_body = shake.receive_message()
         try:
             if not self._pace.allows(identity, time.monotonic()):

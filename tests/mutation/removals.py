@@ -143,6 +143,8 @@ REMOVALS = [
           (ADMISSION, "if not self._penalty_max or self.is_known(source, now):", "if not self._penalty_max:")),
     taken("C2 P6", "test_admission.py::test_every_table_has_an_end_and_forgets_the_oldest",
           (ADMISSION, "if len(table) > most:", "if False:")),
+    taken("C2", "test_admission.py::test_one_identity_makes_few_sources_known",
+          (ADMISSION, "if not is_fresh and self._marks.allows(identity, now):", "if True:")),
     taken("C2", "test_listener.py::test_who_says_nothing_has_no_greenlet_and_is_reset_at_the_deadline",
           (LISTENER, "for place in self._admission.overdue(now - self._timeout):", "for place in ():")),
     taken("C2", "test_listener.py::test_who_says_nothing_has_no_greenlet_and_is_reset_at_the_deadline",

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from bulkvpnd.control import admission
 from bulkvpnd.control.admission import (
-    KNOWN_SECONDS, PATIENCE, PENALTIES, PENALTY_MIN, Admission, Pace, source_of,
+    KNOWN_PER_IDENTITY, KNOWN_RENEWAL, KNOWN_SECONDS, PATIENCE, PENALTIES, PENALTY_MIN, Admission, Pace, source_of,
 )  # fmt: skip
 
 STRANGER, NEIGHBOUR, FAR = "192.0.2.1", "192.0.2.2", "2001:db8::1"
@@ -33,7 +33,8 @@ def fail(door, address, now, how="failed"):
 def test_the_numbers_are_those_of_the_manual():
     """bulkvpn.conf(5) and docs/design.md name them."""
     assert PATIENCE == 3 and PENALTIES == {"left": 1, "failed": 5, "timeout": 10} and PENALTY_MIN == 15
-    assert KNOWN_SECONDS == 24 * 3600 and admission.SOURCES_MAX == admission.IDENTITIES_MAX == 1 << 14
+    assert (KNOWN_SECONDS, KNOWN_RENEWAL, KNOWN_PER_IDENTITY) == (24 * 3600, 3600, 64)
+    assert admission.SOURCES_MAX == admission.IDENTITIES_MAX == 1 << 14
     assert (admission.BURST, admission.RATE) == (256, 16)
 
 
@@ -137,7 +138,7 @@ def test_the_chance_to_be_dropped_grows_from_rate_to_all(count, chance, drops):
 def test_strangers_never_take_the_places_of_known_sources():
     door = made(per_source=99)
     first = door.arrive(FAR, 0)[0]
-    door.authenticated(first, 0)
+    door.authenticated(first, "alice", 0)
     door.leave(first)
     strangers = [door.arrive(f"192.0.2.{number}", 1)[0] for number in range(4)]
     for place in strangers:
@@ -198,7 +199,7 @@ def test_a_source_from_which_a_client_authenticated_is_not_locked_out():
     for _ in range(2):
         fail(door, STRANGER, 0)
     place = door.arrive(STRANGER, 0)[0]
-    door.authenticated(place, 0)
+    door.authenticated(place, "alice", 0)
     for _ in range(100):
         assert fail(door, STRANGER, KNOWN_SECONDS - 1, "timeout") == 0
     # A day later the address may be another's.
@@ -207,13 +208,47 @@ def test_a_source_from_which_a_client_authenticated_is_not_locked_out():
     assert door.is_penalised(source_of(STRANGER), KNOWN_SECONDS)
 
 
+def known_after(door, source, identity, now):
+    """Whether a source is known once an identity has authenticated from there. source: text."""
+    place = door.arrive(source, now)[0]
+    door.leave(place)
+    door.authenticated(place, identity, now)
+    return door.is_known(source_of(source), now)
+
+
+def test_one_identity_makes_few_sources_known():
+    """Whoever has a /48 has 65536 of them, and would push those of all others out."""
+    door = made()
+    assert known_after(door, STRANGER, "alice", 0)
+    prefixes = [f"2001:db8:0:{number:x}::1" for number in range(1000)]
+    assert [known_after(door, prefix, "mallory", 1) for prefix in prefixes] == [True] * 64 + [False] * 936
+    # What is known already, from whomever, and what others make known is as ever.
+    assert known_after(door, STRANGER, "mallory", 2) and known_after(door, prefixes[-1], "bob", 2)
+    # And it cannot have more of them by keeping what it has.
+    for day in (1, 2, 3):
+        now = day * (KNOWN_SECONDS - 1)
+        count = sum(known_after(door, prefix, "mallory", now) for prefix in prefixes)
+        assert 64 <= count <= 128
+
+
+def test_a_source_is_known_for_a_day_from_when_it_was_put_down_again():
+    door = made()
+    for now in (0, KNOWN_RENEWAL - 1, KNOWN_RENEWAL):
+        assert known_after(door, STRANGER, "alice", now)
+    assert door.is_known(source_of(STRANGER), KNOWN_RENEWAL + KNOWN_SECONDS - 1)
+    assert not door.is_known(source_of(STRANGER), KNOWN_RENEWAL + KNOWN_SECONDS)
+    # Who comes and goes all the time does not use up what is for new ones.
+    assert all(known_after(door, STRANGER, "bob", KNOWN_RENEWAL) for _ in range(1000))
+    assert known_after(door, FAR, "bob", KNOWN_RENEWAL)
+
+
 def test_who_authenticates_ends_the_penalty_of_its_source():
     door = made(full=9, start=9, per_source=9)
     waiting = door.arrive(STRANGER, 0)[0]
     for _ in range(3):
         fail(door, STRANGER, 0)
     assert door.arrive(STRANGER, 0) == (None, None, "penalised")
-    door.authenticated(waiting, 0)
+    door.authenticated(waiting, "alice", 0)
     assert door.arrive(STRANGER, 0)[0]
 
 
@@ -237,10 +272,11 @@ def test_every_table_has_an_end_and_forgets_the_oldest(monkeypatch):
         fail(door, f"192.0.2.{number}", 0)
         pace.allows("always here", 0)
         place = door.arrive(f"198.51.100.{number}", 0)[0]
-        door.authenticated(place, 0)
+        door.authenticated(place, f"client{number}", 0)
         door.leave(place)
         assert pace.allows(f"client{number}", 0)
-    assert [len(table) for table in (door._penalties, door._known, door._places, pace._buckets)] == [10, 10, 0, 10]
+    tables = door._penalties, door._known, door._marks._buckets, door._places, pace._buckets
+    assert [len(table) for table in tables] == [10, 10, 10, 0, 10]
     assert door.is_known(source_of("198.51.100.99"), 0) and not door.is_known(source_of("198.51.100.9"), 0)
     assert not pace.allows("always here", 0) and not pace.allows("client99", 0) and pace.allows("client9", 0)
 
@@ -333,15 +369,16 @@ class Door(RuleBasedStateMachine):
         at = data.draw(st.integers(0, len(self.places) - 1))
         place, source = self.places[at][:2]
         self.door.speaks(place, self.now)
-        self.door.authenticated(place, self.now)
-        self.known[source] = self.now
+        self.door.authenticated(place, "alice", self.now)
+        if self.now - self.known.get(source, -KNOWN_RENEWAL) >= KNOWN_RENEWAL:
+            self.known[source] = self.now
         self.until.pop(source, None)
         self.out.pop(source, None)
         self.door.leave(place)
         self.door.leave(place)
         del self.places[at]
 
-    @rule(seconds=st.sampled_from([0.1, 1.0, PATIENCE, 7.0, 20.0, 60.0, KNOWN_SECONDS / 2]))
+    @rule(seconds=st.sampled_from([0.1, 1.0, PATIENCE, 7.0, 20.0, 60.0, KNOWN_RENEWAL, KNOWN_SECONDS / 2]))
     def time_passes(self, seconds):
         self.now += seconds
 
