@@ -128,11 +128,14 @@ class Server:
         shake = tls.Handshake(sock, self._context)
         identity = shake.authenticate()
         self._admission.authenticated(place, identity, time.monotonic())
+        # Before HELLO: who leaves without one has had a handshake too.
+        is_too_often = not self._pace.allows(identity, time.monotonic())
+        if is_too_often:
+            # It keeps its place meanwhile, and there are few for one source: so it cannot come back at once.
+            gevent.sleep(PACE_PAUSE)
         hello_body = shake.receive_message()
         try:
-            if not self._pace.allows(identity, time.monotonic()):
-                # It keeps its place meanwhile, and there are few for one source: so it cannot come back at once.
-                gevent.sleep(PACE_PAUSE)
+            if is_too_often:
                 raise Refused("busy", "too many handshakes of this identity")
             hello = handshake.Hello.decode(hello_body)
             session = self._session_for(identity, hello, address[0])

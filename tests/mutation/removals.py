@@ -635,8 +635,15 @@ REMOVALS = [
         test_admission.py::test_never_more_than_burst_and_rate
         """,
           (ADMISSION, "allowed = tokens >= 1", "allowed = True")),
-    taken("C23", "test_refusals.py::test_an_identity_that_connects_too_often_waits_and_is_refused_and_others_are_not",
+    taken("C23", """
+        test_refusals.py::test_an_identity_that_connects_too_often_waits_and_is_refused_and_others_are_not
+        test_refusals.py::test_who_leaves_without_hello_has_had_a_handshake_too
+        """,
           (SERVER, "gevent.sleep(PACE_PAUSE)", "pass")),
+    taken("C23", "test_refusals.py::test_who_leaves_without_hello_has_had_a_handshake_too",
+          (SERVER, "is_too_often = not self._pace.allows(identity, time.monotonic())\n", "is_too_often = False\n"),
+          (SERVER, "            if is_too_often:\n                raise",
+           "            if not self._pace.allows(identity, time.monotonic()):\n                raise")),
     taken("C23", "test_refusals.py::test_no_client_has_more_sessions_and_connections_than_its_bounds",
           (SESSION, "if sum(not session.is_live for session in others) >= PENDING_MAX:", "if False:")),
     taken("C23 P6", """

@@ -69,6 +69,24 @@ def test_an_identity_that_connects_too_often_waits_and_is_refused_and_others_are
     live(site, server, "bob")
 
 
+def test_who_leaves_without_hello_has_had_a_handshake_too(site, server, monkeypatch):
+    monkeypatch.setattr(server_module, "PACE_PAUSE", 0.2)
+    server._pace = Pace(burst=2, rate=0)
+
+    def failed():
+        return server.status({})["listener"]["failed"]
+
+    for number in (1, 2, 3):
+        begun = time.monotonic()
+        with shaken(connected(server.port), site.clients["alice"]):
+            pass
+        until(lambda: failed() == number, "it has gone")
+    assert time.monotonic() - begun >= 0.2, "its place is kept for a time"
+    with pytest.raises(Refused, match="busy"):
+        admit(site, server)
+    live(site, server, "bob")
+
+
 def test_what_others_have_is_not_in_the_reach_of_a_client(site, server):
     """Every way to become a connection that replaces another: only that of the same session does."""
     alice = [live(site, server)]
