@@ -6,7 +6,6 @@ Whoever says nothing costs no more than that, and whoever has to go is reset, wh
 """
 
 import dataclasses
-import errno
 import logging
 import socket
 import struct
@@ -134,15 +133,13 @@ class Listener:
             except BlockingIOError:
                 break
             except OSError as error:
-                # ECONNABORTED and EPROTO belong to a connection that died before it was taken, accept(2). Anything
-                # else, above all EMFILE, would be the same at once.
-                if error.errno not in (errno.ECONNABORTED, errno.EPROTO):
-                    log.warning("cannot accept: %s", error.strerror)
-                    watcher.stop()
-                    gevent.spawn_later(ACCEPT_PAUSE, self._watch, sock, watcher)
-                    break
-            else:
-                self._take_in(_socket(sock.family, socket.SOCK_STREAM, 0, descriptor), address)
+                # Above all EMFILE, which would be the same at once. None of a connection that died before it was taken:
+                # Linux hands it over, whatever accept(2) says of ECONNABORTED and EPROTO.
+                log.warning("cannot accept: %s", error.strerror)
+                watcher.stop()
+                gevent.spawn_later(ACCEPT_PAUSE, self._watch, sock, watcher)
+                break
+            self._take_in(_socket(sock.family, socket.SOCK_STREAM, 0, descriptor), address)
 
     def _take_in(self, sock, address):
         now = time.monotonic()
