@@ -582,6 +582,8 @@ REMOVALS = [
           (SESSION, "if self._by_id.pop(session.id, None) is None:", "if self._by_id.get(session.id) is None:")),
     taken("C21", "test_session.py::test_closing_twice_is_closing_once",
           (SESSION, "connection = self.connections.pop(number, None)", "connection = self.connections.get(number)")),
+    taken("C21", "test_connection_ends.py::test_what_comes_behind_close_does_not_count",
+          (CONNECTION, "        raise gevent.GreenletExit\n\n    _CONTROL_FRAMES", "\n    _CONTROL_FRAMES")),
     taken("C21", "test_inbound.py::test_a_connection_that_has_ended_does_not_come_to_life",
           (CONNECTION, "if self._ended:\n                    #", "if False:\n                    #")),
     taken("C21", "test_server_ends.py::test_a_session_without_connection_ends_after_its_grace_time",

@@ -36,6 +36,22 @@ def test_the_peer_closes(facing, word, said):
     assert end.written == [entry(1, 1)]
 
 
+@pytest.mark.parametrize("word", [b"done", b"moved"])
+def test_what_comes_behind_close_does_not_count(facing, word):
+    """Nor if it is authentic, and came with it."""
+    peer, end = facing()
+    peer.write(peer.sealed(frame.CLOSE, word) + peer.sealed(frame.DATA, payload(entry(1, 1))))
+    until(lambda: end.connection.inbound_ended.is_set())
+    peer.send(frame.DATA, payload(entry(1, 2)))
+    if word == b"moved":
+        end.give(many(1))
+        assert peer.data(1) == many(1), "the other direction goes on"
+        assert not end.end
+    else:
+        until(lambda: end.end)
+    assert not end.written and end.connection.frames_in == 1
+
+
 def test_we_close(facing):
     peer, end = facing()
     end.connection.close("replaced")
