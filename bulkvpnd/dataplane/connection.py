@@ -25,8 +25,12 @@ from bulkvpnd.dataplane.sendqueue import SendQueue
 from bulkvpnd.protocol import frame, packet
 from bulkvpnd.protocol.errors import RemoteError
 
-CONTROL_QUEUE_MAX = 32
-"""Control frames that wait; a peer that makes more (PINGs without reading the PONGs) is cut off (choice)."""
+TURN_TIME = 0.001
+"""Seconds of a turn of the event loop that all connections of a session share; then the others come, whatever a peer
+has sent (choice: far below what anybody notices, and enough for a bulk frame of 256 KiB)."""
+REKEYS_EXTRA = 16
+"""Times that a peer may replace its key for time's sake beyond what its age allows (choice: of the shortest interval,
+1 s, more than the two ends' clocks of one connection begin apart)."""
 RECEIVE_EXTRA = 256 * 1024
 """Bytes of the receive buffer beyond one frame, so that one system call can bring several (choice)."""
 QUIET_BYTES = 4096
@@ -90,11 +94,12 @@ class Connection:
         self.since = now
         self._rekey_at = now + self._rekey_interval
         self._rekeyed_at = now  # by the peer
+        self._timed_rekeys = 0  # of the peer, before enough bytes for one had come
         self._received_at = now
         self._pinged_at = now
         self._queue = SendQueue(self, worker.pool, worker.drops, self._frame_size,
                                 settings["queue_target"], settings["queue_interval"])
-        self._control = []
+        self._control = {}  # payloads of the control frames that wait, by type: one of each at most
         self._is_idle = False  # the sender waits for _wake; nothing is queued and the socket takes more
         self._left = None  # a sealed frame and its size, of which the socket took `_left[2]` bytes
         self._full_since = None  # when the socket took no more; None while it does
@@ -208,8 +213,7 @@ class Connection:
                 self._send_left()
             if not (control or queue):
                 if self._farewell:
-                    control.append(self._farewell)
-                    self._farewell = None
+                    control[frame.CLOSE], self._farewell = self._farewell, None
                     continue
                 self._is_idle = True
                 self._path.idle()
@@ -222,9 +226,11 @@ class Connection:
             sealed = pool.take()
             try:
                 if self._rekey_is_due():
-                    control.insert(0, (frame.REKEY, b""))
-                if control:
-                    kind, payload = control.pop(0)
+                    kind, payload = frame.REKEY, b""
+                    size = self._seal(kind, payload, sealed.view)
+                elif control:
+                    kind = next(iter(control))
+                    payload = control.pop(kind)
                     size = self._seal(kind, payload, sealed.view)
                 else:
                     taken = queue.take(time.monotonic())
@@ -307,8 +313,7 @@ class Connection:
         if reason == "refused":
             # Its certificate was revoked: nothing that is on its way counts any more.
             gevent.killall(self._greenlets[1:], block=False)
-        self._control.append((frame.CLOSE, reason.encode("ascii")))
-        self._wake()
+        self._send_control(frame.CLOSE, reason.encode("ascii"))
 
     def move(self):
         """Sends what is queued, then CLOSE, and goes on receiving until the peer has done the same.
@@ -318,7 +323,7 @@ class Connection:
         if self._close_by is not None:
             return
         self._close_by = time.monotonic() + MOVE_TIME
-        self._farewell = (frame.CLOSE, b"moved")
+        self._farewell = b"moved"
         self._wake()
 
     # Inbound
@@ -327,24 +332,39 @@ class Connection:
         """What comes here has to wait until all that was sent over `other` is through."""
         self._follows = other
 
-    def _wait_for_other(self):
+    def _wait(self, event):
+        """Until `event`, whatever comes meanwhile. event: a function that waits for it."""
         self._readable.stop()
         try:
-            self._follows.inbound_ended.wait()
+            event()
         finally:
-            self._follows = None
             self._readable.start(gevent.getcurrent().switch)
+        if self._ended:
+            # The event was faster than the exception that is on its way here.
+            raise gevent.GreenletExit
+        self._begin_turn()
+
+    def _begin_turn(self):
+        # More connections bring a client no larger share of its worker.
+        self._turn_ends = time.monotonic() + TURN_TIME / (len(self.session.connections) or 1)
+
+    def _next_turn(self):
+        """Lets the event loop look at everything else once."""
+        # Not gevent.sleep(0): callbacks run fifty times before the loop looks at a descriptor, a timer does not.
+        get_hub().wait(self._turn)
 
     def _receive_loop(self):
         hub = get_hub()
         buffer, receive = memoryview(self._buffer), self._socket.recv_into
         whole = buffer.toreadonly()
         start, end = 0, self._filled
+        self._turn = hub.loop.timer(0)
         self._readable = watcher = hub.loop.io(self._socket.fileno(), _READ)
         # Once, and not for every wait: the loop looks at all connections in turn, and each receives once a turn.
         watcher.start(gevent.getcurrent().switch)
         try:
             while True:
+                self._begin_turn()
                 # Whole frames first: the handshake may have left some behind it.
                 needed = frame.HEADER_SIZE
                 while end - start >= frame.HEADER_SIZE:
@@ -352,8 +372,10 @@ class Connection:
                     needed = frame.HEADER_SIZE + size
                     if end - start < needed:
                         break
+                    if time.monotonic() > self._turn_ends:
+                        self._wait(self._next_turn)
                     body = start + frame.HEADER_SIZE
-                    self._frame(kind, bytes(whole[start:body]), whole[body : start + needed])
+                    self._frame(kind, bytes(whole[start:body]), buffer[body : start + needed])
                     start += needed
                     needed = frame.HEADER_SIZE
                 if start == end:
@@ -372,12 +394,13 @@ class Connection:
                     continue
                 if count == 0:
                     return self._end("the peer closed it without CLOSE")
-                end += count
+                self._filled = end = end + count
                 self.bytes_in += count
                 self._received_at = time.monotonic()
         finally:
             watcher.stop()
             watcher.close()
+            self._turn.close()
 
     def _frame(self, kind, header, sealed):
         worker = self._worker
@@ -389,24 +412,38 @@ class Connection:
             self.is_established = True
             worker.established(self)
         if kind == frame.DATA:
-            spans, segments = packet.inspect(
-                worker.scratch_read, size, self._offloads, self.session.verdicts, worker.drops
+            self._data(size, sealed)
+        else:
+            self._CONTROL_FRAMES[kind](self, bytes(scratch[:size]))
+
+    def _data(self, size, sealed):
+        """Writes the packets of the DATA that was opened last. size: its bytes. sealed: where it was, and may be."""
+        worker, opened, at = self._worker, self._worker.scratch_read, 0
+        while True:
+            spans, segments, at = packet.inspect(
+                opened, at, size, self._offloads, self.session.verdicts, worker.drops
             )
-            refused = worker.queue.write_batch(worker.scratch_read, spans)
+            refused = worker.queue.write_batch(opened, spans)
             if refused:
                 worker.drops["tun_refused"] += refused
             self.packets_in += len(spans)
             self.segments_in += segments
-        else:
-            self._CONTROL_FRAMES[kind](self, bytes(scratch[:size]))
+            if at == size:
+                return
+            if time.monotonic() > self._turn_ends:
+                if opened is worker.scratch_read:
+                    # It has to go: meanwhile the others open theirs there.
+                    sealed[:size] = opened[:size]
+                    opened = sealed.toreadonly()
+                self._wait(self._next_turn)
 
     def _on_ping(self, payload):
-        if len(self._control) >= CONTROL_QUEUE_MAX:
-            raise RemoteError("flood", "the peer asks faster than it reads answers")
+        # In the place of one that still waits: only the last is of use to who asks.
         self._send_control(frame.PONG, payload[: _STAMP.size])
         # Here, because a PING is the first frame of every connection, and the others need not look.
         if self._follows is not None:
-            self._wait_for_other()
+            self._wait(self._follows.inbound_ended.wait)
+            self._follows = None
 
     def _on_pong(self, payload):
         # Only what answers the last PING: any other stamp, though authentic, is made up or late.
@@ -415,8 +452,14 @@ class Connection:
             self._stamp = None
 
     def _on_rekey(self, payload):
+        now = time.monotonic()
+        if not self._opener.is_due(self._rekey_bytes):
+            # For time's sake, then. Not from one to the next, which may come together after a path stood still.
+            self._timed_rekeys += 1
+            if self._timed_rekeys > REKEYS_EXTRA + 2 * (now - self.since) / self._rekey_interval:
+                raise RemoteError("rekey", "the peer replaces its key before it is due")
         self._opener.ratchet()
-        self._rekeyed_at = time.monotonic()
+        self._rekeyed_at = now
 
     def _on_control(self, payload):
         """Reserved; a later version may use it."""
@@ -486,12 +529,12 @@ class Connection:
     def _ping(self, now):
         self._pinged_at = now
         # While one waits for a full socket a second would only wait as well.
-        if all(kind != frame.PING for kind, _ in self._control):
+        if frame.PING not in self._control:
             self._stamp = _STAMP.pack(time.monotonic_ns())
             self._send_control(frame.PING, self._stamp)
 
     def _send_control(self, kind, payload):
-        self._control.append((kind, payload))
+        self._control[kind] = payload
         self._wake()
 
     @property

@@ -113,7 +113,7 @@ class Worker:
         self.index = message["index"]
         self.queue = TunQueue(tun, self.drops)
         self.pool = FramePool(message["frame_size"], POOL_FRAMES)
-        # One place to open frames into: between opening and writing to the TUN nothing else runs.
+        # One place to open frames into: between opening and writing to the TUN nothing else runs, or it is copied.
         self.scratch = Frame(message["frame_size"]).view
         self.scratch_read = self.scratch.toreadonly()
         self.plain = Frame(message["frame_size"])

@@ -75,6 +75,10 @@ class _Direction:
         self.generation += 1
         self._install()
 
+    def is_due(self, limit):
+        """Whether the key should be replaced: after `limit` bytes, or well before the frame counter is used up."""
+        return self.bytes >= limit or self.frames >= FRAME_COUNT_LIMIT // 2
+
     def _nonce(self):
         # RFC 8446 section 5.3: the counter, padded on the left, xor the static IV.
         return (self._iv ^ self.frames).to_bytes(NONCE_SIZE, "big")
@@ -82,10 +86,6 @@ class _Direction:
 
 class Sealer(_Direction):
     """Seals frames of the sending direction; frames and bytes count what went under the present key."""
-
-    def is_due(self, limit):
-        """Whether the key should be replaced: after `limit` bytes, or well before the frame counter is used up."""
-        return self.bytes >= limit or self.frames >= FRAME_COUNT_LIMIT // 2
 
     def seal_into(self, header, payload, out):
         """Seals one payload.

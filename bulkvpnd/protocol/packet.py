@@ -44,6 +44,8 @@ TCP_SEGMENTS_MAX = PACKET_MAX // 8
 even smaller segments, but few of them; so it is their number that has a bound, not their size."""
 UDP_SEGMENTS_MAX = 128
 """UDP_MAX_SEGMENTS of linux/udp.h since 6.9; earlier kernels have 64 and refuse more themselves."""
+INSPECTED_MAX = 64
+"""Entries that `inspect` looks at in one go (choice: a frame can have thousands, and each costs a write)."""
 UDP_JOINED_MAX = 64
 """Datagrams that `join` makes one of: what every kernel with UDP segmentation offload takes."""
 
@@ -66,19 +68,21 @@ _PAIR4, _PAIR6 = struct.Struct("4s4s").unpack_from, struct.Struct("16s16s").unpa
 """Source and destination, which stand together in both headers."""
 
 
-def inspect(payload, size, offloads, verdicts, drops):
-    """Checks a DATA payload, packet by packet.
+def inspect(payload, at, size, offloads, verdicts, drops):
+    """Checks a DATA payload, packet by packet, INSPECTED_MAX at a time.
 
-    payload: read-only memoryview, size: bytes of it that count. offloads: names of OFFLOADS that this end announced.
-    verdicts: {(source, destination), bytes of 4 or 16 each: why it is dropped, or None}, with an answer for every pair;
-    None where every address may come. drops: counter by cause.
-    Returns (spans, segments): [(start, end)] of the entries to write, and how many packets of wire size they stand
-    for. Raises RemoteError when an entry's length or virtio_net_hdr is not what a kernel makes.
+    payload: read-only memoryview, at: where to begin, size: where to end. offloads: names of OFFLOADS that this end
+    announced. verdicts: {(source, destination), bytes of 4 or 16 each: why it is dropped, or None}, with an answer for
+    every pair; None where every address may come. drops: counter by cause.
+    Returns (spans, segments, at): [(start, end)] of the entries to write, how many packets of wire size they stand for,
+    and where to go on; at `size` that was all. Raises RemoteError when an entry's length or virtio_net_hdr is not what
+    a kernel makes.
     """
     spans = []
     segments = 0
-    at = 0
-    while at < size:
+    for _ in range(INSPECTED_MAX):
+        if at == size:
+            break
         if size - at < LENGTH_SIZE:
             raise RemoteError("length", "an entry is cut off")
         (length,) = _U32.unpack_from(payload, at)
@@ -109,7 +113,7 @@ def inspect(payload, size, offloads, verdicts, drops):
         else:
             segments += _check_vnet(payload, start, ip, at, offloads)
         spans.append((start, at))
-    return spans, segments
+    return spans, segments, at
 
 
 def _check_vnet(payload, start, ip, end, offloads):

@@ -77,8 +77,11 @@ def payload(data):
     verdicts = routing.Verdicts(_ADDRESSES, _NETWORKS, _ISOLATION if data[0] & 16 else None) if data[0] & 8 else None
     drops = collections.Counter()
     view = memoryview(data[1:])
+    spans, segments, at = [], 0, 0
     try:
-        spans, segments = packet.inspect(view, len(view), offloads, verdicts, drops)
+        while at != len(view):
+            more, count, at = packet.inspect(view, at, len(view), offloads, verdicts, drops)
+            spans, segments = spans + more, segments + count
     except RemoteError as error:
         assert error.reason in ("length", "vnet")
         return

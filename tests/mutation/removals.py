@@ -281,8 +281,7 @@ REMOVALS = [
           (CONNECTION, "return self._sealer.is_due(self._rekey_bytes) or time.monotonic() >= self._rekey_at",
            "return False")),
     taken("C8 P4", "test_rekeying.py::test_a_key_is_replaced_before_any_other_frame",
-          (CONNECTION, '\n                    control.insert(0, (frame.REKEY, b""))',
-           '\n                    control.append((frame.REKEY, b""))')),
+          (CONNECTION, "if self._rekey_is_due():", "if not control and self._rekey_is_due():")),
     taken("C8", "test_rekeying.py::test_a_peer_that_keeps_its_key_for_too_many_bytes_is_cut",
           (CONNECTION, "self._opener.bytes > self._rekey_bytes + self._frame_size", "False")),
     taken("C8", "test_rekeying.py::test_a_peer_that_keeps_its_key_for_too_long_is_cut",
@@ -622,12 +621,35 @@ REMOVALS = [
     taken("C23", "test_tls.py::test_a_peer_that_says_much_holds_up_nobody",
           (TLS, "        gevent.sleep(0)\n", "")),
     taken("C23", "test_peer_misbehaves.py::test_a_flood_of_pings_by_a_peer_that_reads_nothing",
-          (CONNECTION, "if len(self._control) >= CONTROL_QUEUE_MAX:", "if False:")),
+          (CONNECTION, "self._control[kind] = payload", "self._control[kind + 256 * len(self._control)] = payload"),
+          (CONNECTION, "payload = control.pop(kind)", "payload, kind = control.pop(kind), kind % 256")),
     taken("C23", "test_peer_misbehaves.py::test_a_flood_of_tiny_frames_does_not_hold_up_others",
           (CONNECTION, "                hub.switch()\n                if self._ended:",
            '                while not __import__("select").select([self._socket], [], [], 0)[0]:\n'
            "                    hub.switch()\n"
-           "                if self._ended:")),
+           "                if self._ended:"),
+          (CONNECTION, "if time.monotonic() > self._turn_ends:\n                        self._wait", "if False:\n"
+           "                        self._wait")),
+    taken("C23", "test_peer_misbehaves.py::test_whole_frames_that_came_in_one_go_wait_for_the_others_turn",
+          (CONNECTION, "if time.monotonic() > self._turn_ends:\n                        self._wait", "if False:\n"
+           "                        self._wait")),
+    taken("C23", """
+        test_peer_misbehaves.py::test_whole_frames_that_came_in_one_go_wait_for_the_others_turn
+        test_peer_misbehaves.py::test_a_frame_of_very_many_packets_waits_for_the_others_turn
+        """,
+          (CONNECTION, "get_hub().wait(self._turn)", "gevent.sleep(0)")),
+    taken("C23", "test_peer_misbehaves.py::test_a_frame_of_very_many_packets_waits_for_the_others_turn",
+          (CONNECTION, "if time.monotonic() > self._turn_ends:\n                if opened", "if False:\n"
+           "                if opened")),
+    taken("C23", "test_peer_misbehaves.py::test_a_frame_of_very_many_packets_waits_for_the_others_turn",
+          (CONNECTION, "if opened is worker.scratch_read:", "if False:")),
+    taken("C23", "test_peer_misbehaves.py::test_a_frame_of_very_many_packets_waits_for_the_others_turn",
+          (PACKET, "for _ in range(INSPECTED_MAX):", "for _ in range(size):")),
+    taken("C23", "test_peer_misbehaves.py::test_more_connections_bring_no_larger_share",
+          (CONNECTION, " / (len(self.session.connections) or 1)", "")),
+    taken("C23", "test_peer_misbehaves.py::test_a_peer_that_replaces_its_key_before_it_is_due_is_cut",
+          (CONNECTION, "if self._timed_rekeys > REKEYS_EXTRA + 2 * (now - self.since) / self._rekey_interval:",
+           "if False:")),
     taken("C23", "test_worker.py::test_a_stuck_peer_does_not_hold_up_another",
           (CONNECTION, "if self._full_since is not None and time.monotonic() - self._full_since > STALL_TIME:",
            "if False:"),

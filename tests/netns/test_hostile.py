@@ -151,8 +151,12 @@ def goes_on_with_an_old_key(raw):
     raw.send(raw.seal(frame.REKEY, b""), raw.seal(frame.PING, bytes(8)))
 
 
-def floods(raw):
-    raw.send(*(raw.seal(frame.PING, bytes(8)) for _ in range(1000)))
+def replaces_its_key_all_the_time(raw):
+    frames = []
+    for _ in range(1000):
+        frames.append(raw.seal(frame.REKEY, b""))
+        raw._sealer.ratchet()
+    raw.send(*frames)
 
 
 # What a client does wrong in the payload of DATA: each is one change to what works
@@ -237,6 +241,7 @@ CASES = {
         "reflected": (reflects, "a frame is not authentic"),
         "of another connection": (sends_what_another_connection_said, "a frame is not authentic"),
         "old key": (goes_on_with_an_old_key, "a frame is not authentic"),
+        "new keys": (replaces_its_key_all_the_time, "the peer replaces its key before it is due"),
     },
     "entry": {
         "none": (puts(b""), "DATA frame without a packet"),
@@ -248,7 +253,6 @@ CASES = {
         "unknown flags": (puts_entry((0x80, 0, 0, 0, 0, 0)), "virtio_net_hdr: unknown flags"),
         "unknown super-packet": (puts_entry((1, 0x7F, 0, 100, 20, 2)), "virtio_net_hdr: unknown type of super-packet"),
         "checksum outside": (puts_entry((1, 0, 0, 0, 20, 1000)), "virtio_net_hdr: checksum outside the packet"),
-        "flood": (floods, "the peer asks faster than it reads answers"),
     },
 }
 

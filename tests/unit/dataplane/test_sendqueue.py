@@ -323,7 +323,7 @@ def test_a_super_packet_larger_than_the_budget_is_the_same_in_parts(version, siz
         # A divided packet has its headers twice.
         assert before - size <= queue.bytes <= before - size + 86
         assert size <= budget and packet.inspect(
-            memoryview(batch_of(got).view[:size]).toreadonly(), size, packet.OFFLOADS, None, drops
+            memoryview(batch_of(got).view[:size]).toreadonly(), 0, size, packet.OFFLOADS, None, drops
         )
         sent += got
     assert segments_of(one for one in sent if one[0]) == segments_of(entries)

@@ -90,8 +90,8 @@ def test_no_device_without_the_privilege():
 def test_probe_is_a_super_packet_that_goes_nowhere():
     probe = probe_packet()
     payload = memoryview(struct.pack(">I", len(probe)) + probe).toreadonly()
-    spans, segments = packet.inspect(payload, len(payload), frozenset(packet.OFFLOADS), None, {})
-    assert (spans, segments) == ([(4, len(payload))], 2), "a kernel must take it apart"
+    found = packet.inspect(payload, 0, len(payload), frozenset(packet.OFFLOADS), None, {})
+    assert found == ([(4, len(payload))], 2, len(payload)), "a kernel must take it apart"
     ip = probe[packet.VNET_SIZE :]
     assert ipaddress.IPv4Address(ip[12:16]) == ipaddress.IPv4Address("255.255.255.255")
     assert ipaddress.IPv4Address(ip[16:20]).is_unspecified

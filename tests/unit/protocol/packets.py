@@ -167,7 +167,11 @@ def look(content, offloads=ALL, sources=None, size=None):
     drops = collections.Counter()
     size = len(content) if size is None else size
     verdicts = None if sources is None else Verdicts(sources)
-    spans, segments = packet.inspect(memoryview(content).toreadonly(), size, frozenset(offloads), verdicts, drops)
+    view, spans, segments, at = memoryview(content).toreadonly(), [], 0, 0
+    while at != size:
+        more, count, end = packet.inspect(view, at, size, frozenset(offloads), verdicts, drops)
+        assert at < end <= size and len(more) <= packet.INSPECTED_MAX
+        spans, segments, at = spans + more, segments + count, end
     assert all(0 < start < end <= size for start, end in spans)
     assert all(end + 4 <= start for (_, end), (start, _) in zip(spans, spans[1:]))
     return [content[start:end] for start, end in spans], segments, dict(drops)

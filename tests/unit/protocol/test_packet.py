@@ -122,8 +122,8 @@ def test_a_verdict_is_asked_for_both_addresses_as_they_stand_in_the_header(entry
     for cause in (None, "somewhere else"):
         drops = collections.Counter()
         content = payload(entry)
-        spans, _ = packet.inspect(memoryview(content).toreadonly(), len(content), frozenset(ALL),
-                                  {(source, destination): cause}, drops)
+        spans, _, _ = packet.inspect(memoryview(content).toreadonly(), 0, len(content), frozenset(ALL),
+                                     {(source, destination): cause}, drops)
         assert (len(spans), dict(drops)) == ((1, {}) if cause is None else (0, {cause: 1}))
 
 

@@ -7,6 +7,7 @@ from inmemory import entries_of, until
 from ends import in_order, many, payload
 
 from bulkvpnd.dataplane.connection import MOVE_TIME
+from bulkvpnd.dataplane.frames import IDLE_TIME
 from bulkvpnd.protocol import frame
 
 
@@ -43,6 +44,18 @@ def test_nothing_comes_from_a_successor_before_all_that_was_sent_before_it(repla
     until(lambda: len(old.written) == 6)
     assert in_order(old.written)
     assert not old.worker.bugs and not fresh.end
+
+
+def test_memory_is_not_given_back_before_what_came_is_through(replaced):
+    peer, old, fresh_peer, fresh = replaced
+    fresh_peer.write(fresh_peer.sealed(frame.PING, bytes(8)) + fresh_peer.sealed(frame.DATA, payload(*many(90))))
+    assert (frame.PONG, bytes(8)) in (fresh_peer.frame(), fresh_peer.frame())
+    now = time.monotonic()
+    for second in range(IDLE_TIME + 2):
+        fresh.connection.tick(now + second)
+    peer.send(frame.CLOSE, b"moved")
+    until(lambda: len(old.written) == 90 or fresh.end)
+    assert old.written == many(90)
 
 
 def test_what_is_queued_is_sent_before_a_connection_moves_and_what_comes_still_counts(facing):
