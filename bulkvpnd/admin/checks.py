@@ -17,6 +17,8 @@ from bulkvpnd.host import firewall, gateway, tuning
 SET_CLOCK = "apt install systemd-timesyncd; timedatectl set-ntp true"
 PING_SIZE = 128
 """Bytes of a packet that any path carries (choice)."""
+MTU_MIN = 1280
+"""Bytes: the least that the option wan-mtu takes, and that a path of IPv6 carries (RFC 8200 section 5)."""
 
 
 @dataclasses.dataclass
@@ -249,34 +251,51 @@ def _path_mtu(subject):
             mtu = subject.machine.mtu(name)
             if not subject.machine.ping(address, PING_SIZE):
                 yield Verdict(NOT_CHECKED, f"{address} answers no ping")
+                if mtu > tuning.USUAL_MTU:
+                    yield _jumbo(name, mtu)
             elif subject.machine.ping(address, mtu):
                 yield Verdict(FINE, f"{address} gets packets of {mtu} bytes")
+            elif not subject.machine.ping(address, MTU_MIN):
+                yield Verdict(PROBLEM, f"{address} gets no packets of {MTU_MIN} bytes, which any path has to carry",
+                              f"tracepath -n {address}")
             else:
                 yield Verdict(PROBLEM, f"{address} gets no packets of {mtu} bytes, the MTU of {name}",
-                              f"set wan-mtu = {tuning.USUAL_MTU if mtu > tuning.USUAL_MTU else 1400}")
+                              f"set wan-mtu = {_largest(subject.machine, address, mtu)}")
         except FileNotFoundError:
             yield Verdict(NOT_CHECKED, "ping is missing; run: apt install iputils-ping")
         except OSError as error:
             yield Verdict(NOT_CHECKED, f"{address}: {error.strerror or error}")
 
 
+def _largest(machine, address, too_large):
+    """Bytes of the largest packet that `address` gets, which is one of MTU_MIN. A dozen pings at most."""
+    size = MTU_MIN
+    while too_large - size > 1:
+        middle = (size + too_large) // 2
+        if machine.ping(address, middle):
+            size = middle
+        else:
+            too_large = middle
+    return size
+
+
 def _wan_mtu(subject):
-    client = subject.configuration.mode == "client"
     wan = subject.configuration.wan_interface
     try:
-        names = [wan] if wan else subject.machine.towards(subject.addresses() if client else None)
+        names = [wan] if wan else subject.machine.towards(None)
         sizes = {name: subject.machine.mtu(name) for name in names if name != subject.device}
     except OSError as error:
         return [Verdict(NOT_CHECKED, error.strerror or str(error))]
     if not sizes:
-        return [Verdict(NOT_CHECKED, "no device leads to the other end")]
-    return [
-        Verdict(FINE, f"{name} has {mtu} bytes")
-        if mtu == (subject.configuration.wan_mtu or tuning.USUAL_MTU)
-        else Verdict(NOTE, f"{name} has {mtu} bytes and not {tuning.USUAL_MTU}",
-                     f"if the path does not carry that, set wan-mtu = {tuning.USUAL_MTU}")
-        for name, mtu in sizes.items()
-    ]
+        return [Verdict(NOT_CHECKED, "no device leads outside")]
+    most = subject.configuration.wan_mtu or tuning.USUAL_MTU
+    return [Verdict(FINE, f"{name} has {mtu} bytes") if mtu <= most else _jumbo(name, mtu)
+            for name, mtu in sizes.items()]
+
+
+def _jumbo(name, mtu):
+    return Verdict(NOTE, f"{name} has {mtu} bytes, more than the usual {tuning.USUAL_MTU}",
+                   f"if a path does not carry that, set wan-mtu = {tuning.USUAL_MTU}")
 
 
 def _tuning(subject):
@@ -491,8 +510,8 @@ CHECKS = (
     Check("offload", _offload),
     Check("names", _names, "client", 15),
     Check("server", _port, "client", 40),
-    Check("path MTU", _path_mtu, "client", 20),
-    Check("WAN MTU", _wan_mtu),
+    Check("path MTU", _path_mtu, "client", 40),
+    Check("WAN MTU", _wan_mtu, "server"),
     Check("congestion", _congestion),
     Check("tuning", _tuning),
     Check("routes", _routes),

@@ -105,3 +105,19 @@ def test_certificate_and_clock_that_do_not_agree(network, days, words):
     assert config.load(["--config", str(file)])[0].mode == "client"
     found = problems(network, network.client, "client")["certificate"]
     assert words in found and "this machine's clock says" in found
+
+
+def test_a_path_that_carries_less_than_its_ends(network):
+    """A veth takes no packets that are larger than its own MTU and 4 bytes for a VLAN (is_skb_forwardable), and is
+    silent about it."""
+    network.client.ip("-6", "address", "flush", "dev", "veth0", "scope", "global")
+    found, _ = doctor(network, network.client, "client")
+    assert found["path MTU"] == [("fine", "192.0.2.1 gets packets of 1500 bytes", None)]
+    network.server.ip("link", "set", "veth0", "mtu", "1300")
+    found, _ = doctor(network, network.client, "client")
+    [(state, text, mend)] = found["path MTU"]
+    assert (state, text) == ("problem", "192.0.2.1 gets no packets of 1500 bytes, the MTU of veth0")
+    assert mend == "set wan-mtu = 1304"
+    network.client.ip("link", "set", "veth0", "mtu", mend.rpartition(" ")[2])
+    found, _ = doctor(network, network.client, "client")
+    assert found["path MTU"] == [("fine", "192.0.2.1 gets packets of 1304 bytes", None)]
