@@ -41,13 +41,13 @@ class Unavailable(FirewallError):
 # What parts are made of
 
 
-def chain(name, hook, priority, *rules, kind="filter", policy="accept"):
-    """The objects of a base chain and its rules.
+def chain(name, hook, priority, *rules, kind="filter"):
+    """The objects of a base chain and its rules. What meets none of them passes.
 
     name: one that no other part has. hook: prerouting, input, forward, output or postrouting. priority: number, as in
-    nft(8). rules: each a list of statements. kind: filter, nat or route. policy: accept or drop.
+    nft(8). rules: each a list of statements. kind: filter, nat or route.
     """
-    base = {"name": name, "type": kind, "hook": hook, "prio": priority, "policy": policy}
+    base = {"name": name, "type": kind, "hook": hook, "prio": priority, "policy": "accept"}
     return [{"chain": base}, *({"rule": {"chain": name, "expr": list(rule)}} for rule in rules)]
 
 
@@ -204,10 +204,13 @@ def forward_drops(nft=None):
 
 
 def base_chains(objects, hook):
-    """The base chains of others at a hook, in IPv4 and IPv6. objects, and these: of libnftables-json(5)."""
+    """The base chains of others at a hook, in IPv4 and IPv6. objects, and these: of libnftables-json(5).
+
+    None of ours has the policy to drop: one that has is an administrator's, whatever its table is called.
+    """
     chains = [one["chain"] for one in objects if "chain" in one]
     return [one for one in chains if one.get("hook") == hook and one["family"] in ("ip", "ip6", "inet")
-            and not one["table"].startswith(PREFIX)]
+            and not (one["table"].startswith(PREFIX) and one.get("policy") != "drop")]
 
 
 # libnftables

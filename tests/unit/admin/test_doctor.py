@@ -213,7 +213,7 @@ def test_what_is_wrong_is_found(check, state, words, answers, fields):
     ("firewall", {"ruleset": [chain("input"), dport(7443)]}, {"mode": "server"}),
     ("firewall", {"ruleset": [chain("input"), dport(7443, LIMITED, {"accept": None})]}, {"mode": "server"}),
     ("firewall", {"ruleset": [chain("input", "accept"), chain("forward")]}, {"mode": "server"}),
-    ("firewall", {"ruleset": [chain("input", table="bulkvpnd_y")]}, {"mode": "server"}),
+    ("firewall", {"ruleset": [chain("input", "accept", table="bulkvpnd_y")]}, {"mode": "server"}),
     ("forwarding", {}, GATEWAY),
     ("NAT", {"ruleset": [MASQUERADE]}, GATEWAY),
     ("NAT", {"ruleset": [MASQUERADE]}, {"mode": "server", "client_to_client": True}),

@@ -147,10 +147,10 @@ def test_what_is_not_understood(policy, rules, does):
 
 
 def test_which_chains_count():
-    def base(family, table, hook):
-        return {"chain": {"family": family, "table": table, "name": "x", "hook": hook, "policy": "drop"}}
+    def base(family, table, hook, policy="drop"):
+        return {"chain": {"family": family, "table": table, "name": "x", "hook": hook, "policy": policy}}
 
-    objects = [base("inet", "bulkvpnd_server", "input"), base("bridge", "a", "input"), base("ip", "b", "forward"),
-               base("ip", "c", "input"), base("ip6", "d", "prerouting"),
+    objects = [base("inet", "bulkvpnd_server", "input", "accept"), base("bridge", "a", "input"),
+               base("ip", "b", "forward"), base("ip", "c", "input"), base("ip6", "d", "prerouting"),
                {"chain": {"family": "ip", "table": "c", "name": "y"}}]
     assert [one.chain for one in fates(objects, 1)] == ["ip6 d x", "ip c x"]

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from nftdouble import Nft
 
 from bulkvpnd.host import firewall
-from bulkvpnd.host.firewall import Firewall, FirewallError, Unavailable, address, chain, meta
+from bulkvpnd.host.firewall import DROP, Firewall, FirewallError, Unavailable, address, chain, meta
 
 HAIRPIN = chain("hairpin", "forward", 0, [meta("iifname", "bulk0"), meta("oifname", "bulk0"), *firewall.DROP])
-PORT = chain("port", "input", 0, [meta("iifname", "bulk0", negated=True), *firewall.DROP], policy="drop")
+PORT = chain("port", "input", 0, [meta("iifname", "bulk0", negated=True), *firewall.DROP])
 
 
 @pytest.fixture
@@ -126,16 +126,17 @@ def test_without_the_binding(monkeypatch, caplog):
 
 def test_who_drops_what_is_forwarded(nft):
     assert firewall.forward_drops(nft) == []
-    Firewall("server", nft).apply("a", chain("own", "forward", 0, policy="drop"))
+    Firewall("server", nft).apply("a", chain("own", "forward", 0, DROP))
     for family, name, fields in (
         ("ip", "filter", {"name": "FORWARD", "hook": "forward", "policy": "drop"}),
+        ("inet", "bulkvpnd_admin", {"name": "mine", "hook": "forward", "policy": "drop"}),
         ("inet", "fw", {"name": "in", "hook": "input", "policy": "drop"}),
         ("inet", "fw", {"name": "pass", "hook": "forward", "policy": "accept"}),
         ("inet", "fw", {"name": "ours"}),
         ("bridge", "b", {"name": "FORWARD", "hook": "forward", "policy": "drop"}),
     ):
         nft.tables.setdefault((family, name), []).append({"chain": {"family": family, "table": name, **fields}})
-    assert firewall.forward_drops(nft) == ["ip filter, chain FORWARD"]
+    assert firewall.forward_drops(nft) == ["ip filter, chain FORWARD", "inet bulkvpnd_admin, chain mine"]
 
 
 def test_addresses():
