@@ -13,7 +13,7 @@ from gevent.event import Event
 
 from bulkvpnd.config import ConfigurationError
 from bulkvpnd.control import clients
-from bulkvpnd.host.multipath import Membership, MultipathError
+from bulkvpnd.host.multipath import HASH_POLICY, Membership, MultipathError
 
 log = logging.getLogger(__name__)
 
@@ -22,8 +22,6 @@ CHECK_PERIOD = 1.0
 DRAIN_TIME = 0.05
 """Seconds between leaving and the end of the tunnel, in which what waits in the device's queue is still sent: ten times
 the default of `queue-target` (choice)."""
-HASH_POLICY = {4: "net.ipv4.fib_multipath_hash_policy", 6: "net.ipv6.fib_multipath_hash_policy"}
-"""1: by ports too, so that flows between the same two hosts are spread (Documentation/networking/ip-sysctl.rst)."""
 
 
 def check_configuration(configuration):

@@ -16,12 +16,15 @@ import errno
 import hashlib
 import logging
 import os
+import pathlib
 import re
 
 log = logging.getLogger(__name__)
 
 FAMILY = "inet"
 PREFIX = "bulkvpnd_"
+CAP_NET_ADMIN = 1 << 12
+"""linux/capability.h; the bit in /proc/PID/status."""
 DROP = ({"counter": None}, {"drop": None})
 """What a rule that drops ends with; the counter is for the administrator, in ``nft list ruleset``."""
 
@@ -232,12 +235,20 @@ def _library():
                           os.EX_UNAVAILABLE) from None
 
 
+def _permitted(library):
+    """The library, which says it on standard error before it fails (1.0.6). Raises PermissionError."""
+    capabilities = re.search(r"(?m)^CapEff:\s*([0-9a-f]+)$", pathlib.Path("/proc/self/status").read_text())
+    if not int(capabilities[1], 16) & CAP_NET_ADMIN:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+    return library
+
+
 def run(commands):
     """Runs commands of libnftables-json(5) in one transaction.
 
     Returns the objects that they list. Raises OSError with the kernel's reason, FirewallError without libnftables.
     """
-    status, output, error = _library().json_cmd({"nftables": commands})
+    status, output, error = _permitted(_library()).json_cmd({"nftables": commands})
     if status:
         raise _as_os_error(error)
     return output["nftables"] if output else []
@@ -245,7 +256,7 @@ def run(commands):
 
 def run_text(text):
     """Runs text of nft(8) in one transaction, for what libnftables' JSON cannot say. Raises like `run`."""
-    status, _, error = _library().cmd(text)
+    status, _, error = _permitted(_library()).cmd(text)
     if status:
         raise _as_os_error(error)
 

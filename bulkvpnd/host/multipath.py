@@ -27,6 +27,8 @@ PROTOCOL = 87
 list has (choice). Not the number of routes that belong to one instance, because these belong to several."""
 FIRST_ID = 0x62760000
 """Ids of next-hop objects are taken from here on: administrators and routing daemons begin with small ones (choice)."""
+HASH_POLICY = {4: "net.ipv4.fib_multipath_hash_policy", 6: "net.ipv6.fib_multipath_hash_policy"}
+"""1: by ports too, so that flows between the same two hosts are spread (Documentation/networking/ip-sysctl.rst)."""
 LOCK_NAME = "multipath.lock"
 LOCK_TIME = 2.0
 """Seconds to wait for another instance that is just joining, which takes milliseconds (choice)."""
@@ -231,7 +233,8 @@ class Membership:
             yield
         except OSError as error:
             mends = {
-                errno.EEXIST: f"; a route that is not bulkvpnd's is there already, see: ip route show {self.prefix}",
+                errno.EEXIST: "; a route that is not bulkvpnd's is there already; remove it, or carry another prefix; "
+                              f"see: ip route show {self.prefix}",
                 errno.EPERM: "; it needs root or CAP_NET_ADMIN",
             }
             raise MultipathError(f"multipath = {self.prefix}: {error.strerror or error}"

@@ -172,9 +172,9 @@ def test_a_route_of_somebody_else(host, join, version):
     _, one = join("bulk1", version)
     one.check()
     host.ip(f"-{version}", "route", "add", PREFIXES[version], "dev", "lo")
-    with pytest.raises(MultipathError, match="is there already"):
+    with pytest.raises(MultipathError, match="is there already; remove it, or carry another prefix; see: ip"):
         one.check()
-    with pytest.raises(MultipathError, match="is there already"):
+    with pytest.raises(MultipathError, match="is there already; remove it, or carry another prefix; see: ip"):
         one.apply()
     assert not nexthops(host), "half a membership is none"
     assert [route["dev"] for route in routes(host, version)] == ["lo"]

@@ -12,9 +12,9 @@ from doubles import Ledger, until
 from bulkvpnd.config import ConfigurationError
 from bulkvpnd.config import Multipath as Wish
 from bulkvpnd.control.clients import Client
-from bulkvpnd.control.multipath import HASH_POLICY, Multipath, check_configuration, literal_addresses
+from bulkvpnd.control.multipath import Multipath, check_configuration, literal_addresses
 from bulkvpnd.control.transport import address_of, shown
-from bulkvpnd.host.multipath import MultipathError
+from bulkvpnd.host.multipath import HASH_POLICY, MultipathError
 
 SITE4, SITE6 = ipaddress.ip_network("10.2.0.0/16"), ipaddress.ip_network("fd02::/48")
 
