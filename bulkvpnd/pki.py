@@ -209,6 +209,16 @@ def describe(certificate_pem):
     raise reason
 
 
+def kind_of_key(certificate_pem):
+    """The kind of key that an end's certificate, PEM str, is for, such as EC secp256r1 or RSA 2048. Raises PKIError."""
+    key = _certificates("certificate", certificate_pem)[0].public_key()
+    if isinstance(key, rsa.RSAPublicKey):
+        return f"RSA {key.key_size}"
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        return f"EC {key.curve.name}"
+    return type(key).__name__.strip("_").removesuffix("PublicKey")
+
+
 def create_crl(authority_certificate_pem, authority_key_pem, revoked, number, now, days):
     """Makes a certificate revocation list (CRL), signed by the authority.
 

@@ -24,7 +24,7 @@ import dns.query
 
 from bulkvpnd import config
 from bulkvpnd.admin import status
-from bulkvpnd.control import clients, gateway, tls, transport
+from bulkvpnd.control import ciphers, clients, gateway, tls, transport
 from bulkvpnd.host import device, firewall, redirect, resolvconf, routes, sysctl, tun, tuning
 from bulkvpnd.host.dns import RESOLVED
 from bulkvpnd.protocol.errors import RemoteError
@@ -62,10 +62,21 @@ class Machine:
         clients.load(self._configuration)
         gateway.check(self._configuration)
 
+    def forwards_for(self):
+        """What of a server's configuration asks the kernel to forward: names. Raises ConfigurationError."""
+        return gateway.forwards_for(self._with_clients())
+
     def forwarded(self):
         """The IP versions that a server has the kernel forward. Raises ConfigurationError."""
-        configuration = dataclasses.replace(self._configuration, clients=clients.load(self._configuration))
+        configuration = self._with_clients()
         return gateway.forwarded(configuration, filter(None, (configuration.pool_ipv4, configuration.pool_ipv6)))
+
+    def _with_clients(self):
+        return dataclasses.replace(self._configuration, clients=clients.load(self._configuration))
+
+    def cipher(self):
+        """The name of the cipher that is offered first; with cipher = auto it is measured, for some 15 ms."""
+        return ciphers.offer(self._configuration)[0]
 
     def pem(self, name):
         """Text of the option ca, certificate, key or crl. Raises ConfigurationError."""

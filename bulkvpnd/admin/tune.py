@@ -1,5 +1,6 @@
 """``bulkvpnctl tune``: what the machine is tuned with, and the same by hand, without an instance."""
 
+import errno
 import json
 import os
 import pathlib
@@ -9,10 +10,11 @@ import rich.box
 import rich.markup
 import rich.table
 
-from bulkvpnd import config
+from bulkvpnd import config, pki
 from bulkvpnd.admin import screen, status
 from bulkvpnd.admin.errors import CommandError
-from bulkvpnd.host import conntrack, device, firewall, sysctl, tuning
+from bulkvpnd.admin.machine import Machine
+from bulkvpnd.host import conntrack, device, firewall, gateway, multipath, sysctl, tuning
 
 _COLUMNS = ("setting", "found", "wanted", "set", "option", "why not")
 
@@ -35,7 +37,9 @@ def run(arguments):
     except config.ConfigurationError as error:
         raise CommandError(str(error), os.EX_CONFIG) from None
     rows, wrong = _ACTIONS[arguments.action][0](options)
-    if arguments.json:
+    if not rows and not wrong and not arguments.json:
+        print("nothing is set by hand, so nothing was changed")
+    elif arguments.json:
         json.dump([_described(*row) for row in rows], sys.stdout, indent=2)
         print()
     else:
@@ -68,8 +72,9 @@ def _show(options):
     ledger = _ledger(options)
     report = _report(options)
     situation = tuning.situation(options, report.get("device"), device.resolve(options.remote), ledger)
-    rows = tuning.examine(options, situation, ledger, report.get("not_tuned", {}))
-    return [*rows, *_timeouts(options)], None
+    machine = Machine(options)
+    rows = tuning.examine(options, situation, ledger, report.get("not_tuned", {}), _others(options, machine))
+    return [*rows, *_timeouts(options, ledger), *_cipher(options, machine, report), *_key(options, machine)], None
 
 
 def _apply(options):
@@ -136,18 +141,56 @@ def _report(options):
         return {}
 
 
-def _timeouts(options):
+def _others(options, machine):
+    """What a running instance wants of the kernel beside the tips: [Wish, ...]."""
+    askers = machine.forwards_for() if options.mode == "server" else ()
+    forwarded = machine.forwarded() if askers else ()
+    spread = {wish.prefix.version for wish in options.multipath}
+    wanted = [(", ".join(askers), key, version in forwarded) for version, key in gateway.FORWARDING.items()]
+    wanted += [("multipath", key, version in spread) for version, key in multipath.HASH_POLICY.items()]
+    return [tuning.Wish(option, key, "1" if is_wanted else None, "exact") for option, key, is_wanted in wanted]
+
+
+def _timeouts(options, ledger):
     """One row for the timeouts of forwarded connections, as far as an instance has them."""
     if options.mode != "server":
         return
     key = "conntrack timeouts"
     wish = tuning.Wish("conntrack-timeouts", key, options.conntrack_timeouts, "exact")
+    now, why_not = "system", None
     try:
         tables = [one["table"]["name"] for one in firewall.run([{"list": {"tables": None}}]) if "table" in one]
-        why_not = None
-    except (OSError, firewall.FirewallError) as error:
-        tables, why_not = [], getattr(error, "strerror", None) or str(error)
-    ours = [name for name in tables if name.endswith(conntrack.SUFFIX) and name.startswith(firewall.PREFIX)]
-    if not ours and options.conntrack_timeouts == "short":
-        why_not = why_not or "no server that translates addresses runs"
-    yield wish, sysctl.Outcome(key, "system", wish.value, "short" if ours else "system", why_not)
+        ours = [name for name in tables if name.startswith(firewall.PREFIX) and name.endswith(conntrack.SUFFIX)]
+        # Without a configuration any instance is meant.
+        if (conntrack.table_name(options.name) in ours) if options.path.name else ours:
+            now = "short"
+    except OSError as error:
+        now, why_not = None, error.strerror + ("; run it as root to see" if error.errno == errno.EPERM else "")
+    except firewall.FirewallError as error:
+        now, why_not = None, str(error)
+    if any(map(ledger.is_wanted, conntrack.SYSCTLS)):
+        now, why_not = "short", "for all connections, since the kernel has none for the tunnel's alone"
+    if now != wish.value and why_not is None:
+        why_not = "no instance wants it" if options.nat else "only with nat = yes"
+    yield wish, sysctl.Outcome(key, "system", wish.value, now, why_not)
+
+
+def _cipher(options, machine, report):
+    """One row: what the sessions use, and without any what is the fastest here or insisted on."""
+    used = sorted({session["cipher"] for session in report.get("sessions", ())})
+    yield (tuning.Wish("cipher", "cipher", options.cipher, "exact"),
+           sysctl.Outcome("cipher", None, options.cipher, ", ".join(used) or machine.cipher()))
+
+
+def _key(options, machine):
+    """One row for the kind of this end's key, on which it depends how long a handshake takes."""
+    if options.certificate is None:
+        return
+    kind = None
+    try:
+        kind = pki.kind_of_key(machine.pem("certificate"))
+        why_not = "handshakes are slower; bulkvpnctl pki makes elliptic curve keys" if kind.startswith("RSA") else None
+    except (pki.PKIError, config.ConfigurationError) as error:
+        why_not = str(error)
+    yield (tuning.Wish("certificate", "key", "elliptic curve", "exact"),
+           sysctl.Outcome("key", None, "elliptic curve", kind, why_not))

@@ -59,12 +59,17 @@ def _check_led(device, refused):
         raise LinkError(f"{device}: route to {network}: {why_not}; remove it, or take the network from its client")
 
 
+def forwards_for(configuration):
+    """The names of what asks the kernel to forward: options, and networks behind clients."""
+    asked = {"nat": configuration.nat, "client-to-client": configuration.client_to_client,
+             "routes": configuration.routes, "networks": any(client.networks for client in configuration.clients)}
+    return [name for name, is_asked in asked.items() if is_asked]
+
+
 def forwarded(configuration, own):
     """The IP versions that the kernel has to forward, sorted; none if nothing asks for it. own: addresses or pools."""
     networks = [network for client in configuration.clients for network in client.networks]
-    if configuration.nat or configuration.client_to_client or configuration.routes or networks:
-        return sorted({one.version for one in (*own, *networks)})
-    return []
+    return sorted({one.version for one in (*own, *networks)}) if forwards_for(configuration) else []
 
 
 def _let_forward(configuration, changes, interfaces):

@@ -31,6 +31,7 @@ TIMEOUTS = {
         "replied": (120, "nf_conntrack_udp_timeout_stream"),
     },
 }
+SYSCTLS = tuple(f"net.netfilter.{name}" for states in TIMEOUTS.values() for _, name in states.values())
 SUFFIX = "/timeouts"
 _FAMILIES = {"ip": "ipv4", "ip6": "ipv6"}
 

@@ -76,7 +76,7 @@ class Tip:
 
     option: that says otherwise. keys: of the ledger; {device} and {outer} are filled in, and a key with {outer} is one
     for each. value: (options) -> text, or None for no wish. needed: (key, situation, ledger) -> whether it does
-    anything here.
+    anything here, and needless: why not.
     """
 
     option: str
@@ -84,6 +84,7 @@ class Tip:
     value: Callable
     agreement: str = "exact"
     needed: Callable = lambda key, situation, ledger: True
+    needless: str = ""
 
 
 def _is_strict(key, situation, ledger):
@@ -104,16 +105,18 @@ TIPS = (
     Tip("backlog", ("net.core.netdev_max_backlog",), lambda options: str(options.backlog), "larger"),
     # Packets may come back by another instance's device while a member of a group is down.
     Tip("rp-filter", ("net/ipv4/conf/{device}/rp_filter",),
-        lambda options: LOOSE if options.rp_filter == "loose" else None, needed=_is_strict),
+        lambda options: LOOSE if options.rp_filter == "loose" else None, needed=_is_strict,
+        needless="it is not strict here"),
     Tip("wan-mtu", ("mtu {outer}",), lambda options: options.wan_mtu and str(options.wan_mtu)),
     Tip("udp-gro-forwarding", ("rx-udp-gro-forwarding {outer}",),
-        lambda options: "on" if options.udp_gro_forwarding else None, needed=_forwards),
+        lambda options: "on" if options.udp_gro_forwarding else None, needed=_forwards,
+        needless="nothing is forwarded from there into the tunnel"),
 )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Wish:
-    """One key that a tip is about here. option: the tip's. value: None without a wish."""
+    """One key that a tip is about here. option: the tip's, or what else asks for it. value: None without a wish."""
 
     option: str
     key: str
@@ -127,19 +130,21 @@ def wishes(options, situation, ledger, only_outer=False):
     options: has what Tip.value reads, such as the configuration. only_outer: leave out what has nothing to do with the
     devices that lead to the other end. Returns [Wish, ...].
     """
-    found = []
+    return [wish for wish, needless in _considered(options, situation, ledger, only_outer) if needless is None]
+
+
+def _considered(options, situation, ledger, only_outer=False):
+    """Every tip that is about something here: (Wish, why it does nothing here or None). Arguments as of wishes()."""
     for tip in TIPS:
         value = tip.value(options)
         keys = [key for key in tip.keys if "{outer}" in key] if only_outer else tip.keys
         for key in _filled(keys, situation):
             try:
-                needed = tip.needed(key, situation, ledger)
-            except OSError:
+                needless = None if tip.needed(key, situation, ledger) else tip.needless
+            except OSError as error:
                 # Without the key there is nothing to be better.
-                needed = False
-            if needed:
-                found.append(Wish(tip.option, key, value or None, tip.agreement))
-    return found
+                needless = error.strerror
+            yield Wish(tip.option, key, (value or None) if needless is None else None, tip.agreement), needless
 
 
 def apply(options, situation, ledger, only_outer=False):
@@ -160,42 +165,45 @@ def apply(options, situation, ledger, only_outer=False):
     return made
 
 
-def examine(options, situation, ledger, refused):
+def examine(options, situation, ledger, refused, others=()):
     """What apply() would do and what is in force, changing nothing. Returns [(Wish, Outcome), ...].
 
     refused: {key: why not} of what the running instance could not set; nothing else on this machine knows of that.
+    others: Wishes for keys that other parts of an instance may want. Tips about the TUN device are shown also
+    where there is none yet.
     """
+    unwanted = "no instance wants it"
     try:
         entries = ledger.entries()
     except LedgerError as error:
-        log.debug("%s", error)
-        entries = {}
-    rows = [(wish, _examined(wish, entries, ledger, refused)) for wish in wishes(options, situation, ledger)]
-    known = {wish.key for wish, _ in rows}
-    for key, entry in entries.items():
-        if key not in known:
-            # What other parts want, forwarding for one.
-            value, agreement = list(entry["wants"].values())[-1]
-            wish = Wish("", key, value, agreement)
-            rows.append((wish, _examined(wish, entries, ledger, refused)))
-    return [*rows, *_sockets(options), *_tunnel(options, situation)]
+        entries, unwanted = {}, str(error)
+    future = dataclasses.replace(situation, device=situation.device or options.device)
+    considered = [*_considered(options, future, ledger), *((one, "no option asks for it") for one in others)]
+    asked = {wish.key for wish, _ in considered if wish.value is not None}
+    # What other instances want, and what turns up only while one runs.
+    more = {key: (Wish("", key, *list(entry["wants"].values())[-1]), None)
+            for key, entry in entries.items() if key not in asked}
+    rows = []
+    for wish, needless in [*(row for row in considered if row[0].key not in more), *more.values()]:
+        entry = entries.get(wish.key)
+        since = unwanted if entry is None else "something else has set it since"
+        unasked = None if wish.value else needless or f"{wish.option} does not ask for it"
+        rows.append((wish, _examined(wish, entry, ledger, unasked or refused.get(wish.key, since))))
+    rows += [*_sockets(options), *_tunnel(options, future)]
+    if situation.device is None:
+        rows = [(wish, dataclasses.replace(outcome, why_not="there is no TUN device while no instance runs")
+                 if outcome.set is None and options.device in wish.key else outcome) for wish, outcome in rows]
+    return rows
 
 
-def _examined(wish, entries, ledger, refused):
+def _examined(wish, entry, ledger, reason):
+    """entry: of the ledger, or None. reason: why it is not as wanted, or not wanted, if that is so."""
     try:
         now = ledger.read(wish.key)
     except OSError as error:
         return Outcome(wish.key, None, wish.value, None, error.strerror)
-    entry = entries.get(wish.key)
-    found = entry["found"] if entry else now
-    if wish.value is None:
-        why_not = f"{wish.option} does not ask for it"
-    elif AGREEMENTS[wish.agreement](now, wish.value) == now:
-        why_not = None
-    else:
-        since = "no instance wants it" if entry is None else "something else has set it since"
-        why_not = refused.get(wish.key, since)
-    return Outcome(wish.key, found, wish.value, now, why_not)
+    is_right = wish.value is not None and AGREEMENTS[wish.agreement](now, wish.value) == now
+    return Outcome(wish.key, entry["found"] if entry else now, wish.value, now, None if is_right else reason)
 
 
 def _filled(keys, situation):
@@ -275,7 +283,7 @@ def _text(value):
 
 
 def _tunnel(options, situation):
-    for kind in ("mtu", "txqueuelen") if situation.device else ():
+    for kind in ("mtu", "txqueuelen"):
         key, wanted = f"{kind} {situation.device}", str(getattr(options, kind))
         try:
             now = device.KINDS[kind].read(situation.device)

@@ -11,6 +11,7 @@ import pytest
 import snapshot
 from harness import ROOT, Daemon, wait_until
 
+POWERLESS = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs")
 WMEM = "net/ipv4/tcp_wmem"
 FORWARDING = "net/ipv4/ip_forward"
 MTU = "1400"
@@ -216,6 +217,30 @@ def test_by_hand_and_back(network, host):
     assert mtu(host) == int(MTU)
     tune(network, "revert", *config)
     assert snapshot.differences(before, snapshot.take(host)) == []
+
+
+def test_show_without_root_says_so_in_its_row(network, host):
+    with (network.directory / "server.conf").open("a") as file:
+        file.write("nat = yes\n")
+    result = host.run([*POWERLESS, sys.executable, "-m", "bulkvpnd.admin", "tune", "show", "--json", "--config",
+                       network.directory / "server.conf"], cwd=ROOT)
+    (row,) = [one for one in json.loads(result.stdout) if one["setting"] == "conntrack timeouts"]
+    assert (row["set"], row["why_not"]) == (None, "Operation not permitted; run it as root to see")
+    assert result.stderr == ""
+
+
+def test_show_knows_the_timeouts_of_its_own_instance(network, host):
+    """And not those of another, nor that it forwards."""
+    first = network.start_server("--nat=yes").wait_ready()
+    for name, shown in (("server", ("short", None)), ("other", ("system", "no instance wants it"))):
+        text = (network.directory / "server.conf").read_text()
+        file = network.directory / f"{name}.conf"
+        file.write_text(f"nat = yes\nruntime-directory = {network.directory}/run-{name}\n{text}")
+        file.chmod(0o600)
+        row = tune(network, "show", "--config", str(file))["conntrack timeouts"]
+        assert (row["set"], row["why_not"]) == shown
+        file.write_text(text)
+    assert first.stop() == 0
 
 
 def test_show_knows_the_device_of_a_running_instance(network, host):

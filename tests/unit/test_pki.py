@@ -100,6 +100,12 @@ def refused(function, *arguments):
     return message
 
 
+@pytest.mark.parametrize(("kind", "shown"), [("ec", "EC secp384r1"), ("rsa", "RSA 2048"), ("ed25519", "Ed25519"),
+                                             ("ed448", "Ed448")])
+def test_the_kind_of_a_key(kind, shown):
+    assert pki.kind_of_key(outside(kind=kind).pem) == shown
+
+
 # TLS.
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from bulkvpnd import config
 from bulkvpnd.host import tuning
-from bulkvpnd.host.tuning import Situation
+from bulkvpnd.host.tuning import Situation, Wish
 
 FOUND = {
     "net/core/rmem_max": "212992",
@@ -137,9 +137,36 @@ def test_what_the_instance_could_not_set(tree, ledger):
 
 
 def test_what_other_parts_want_is_shown_too(ledger):
-    assert "net.ipv4.ip_forward" not in examined(ledger)
+    key = "net.ipv4.ip_forward"
+    assert key not in examined(ledger)
+    for value, reason in ((None, "no option asks for it"), ("1", "no instance wants it")):
+        (row,) = [one for wish, one in tuning.examine(options(), SERVER, ledger, {}, [Wish("nat", key, value, "exact")])
+                  if wish.key == key]
+        assert (row.found, row.wanted, row.set, row.why_not) == ("0", value, "0", reason)
+    ledger.want(key, "1")
+    for others in ([], [Wish("nat", key, None, "exact")], [Wish("nat", key, "1", "exact")]):
+        (row,) = [one for wish, one in tuning.examine(options(), SERVER, ledger, {}, others) if wish.key == key]
+        assert (row.found, row.wanted, row.set, row.why_not) == ("0", "1", "1", None)
+
+
+def test_every_tip_is_shown_and_why_it_does_nothing_here(tree, ledger):
+    situation = Situation(None, ("lo",))
+    rows = {wish.key: (wish.value, outcome.set, outcome.why_not)
+            for wish, outcome in tuning.examine(options(), situation, ledger, {})}
+    assert rows["net/ipv4/conf/bulk%d/rp_filter"] == (None, None, "there is no TUN device while no instance runs")
+    assert rows["txqueuelen bulk%d"] == ("9000", None, "there is no TUN device while no instance runs")
+    assert rows["rx-udp-gro-forwarding lo"][::2] == (None, "nothing is forwarded from there into the tunnel")
+    assert rows["mtu lo"][::2] == (None, "wan-mtu does not ask for it")
+    assert examined(ledger)["net/ipv4/conf/bulk0/rp_filter"].why_not == "it is not strict here"
+    assert {key.format(device="bulk%d", outer="lo") for tip in tuning.TIPS for key in tip.keys} <= rows.keys()
+
+
+def test_a_damaged_ledger_is_the_reason(tree, ledger, tmp_path):
     ledger.want("net.ipv4.ip_forward", "1")
-    assert examined(ledger)["net.ipv4.ip_forward"].set == "1"
+    (file,) = (tmp_path / "shared").glob("sysctl-*.json")
+    file.write_text("[")
+    assert examined(ledger)["net.core.rmem_max"].why_not == f"{file}: not what this program writes; remove the file"
+    file.unlink()
 
 
 @pytest.mark.parametrize(("value", "shown"), [(None, "auto"), (65536, "65536")])
