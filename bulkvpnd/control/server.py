@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 CRASH_SECONDS = 2.0
 """Seconds that another device may still have our addresses: that of a crashed run goes with the last of its workers
 (choice)."""
+OTHERS_SHOWN = 3
+"""Parts of a pool that other devices have, of which one line of the log tells (choice)."""
 PENDING_SECONDS = 5.0
 """Seconds that a connection may wait for its first authentic frame (choice)."""
 PACE_PAUSE = 1.0
@@ -74,13 +76,25 @@ class Server:
         deadline = time.monotonic() + CRASH_SECONDS
         while True:
             try:
-                link.check_free(self._tun.name, interfaces)
+                link.check_addresses(self._tun.name, interfaces)
+                link.check_networks(self._tun.name, interfaces)
                 break
             except link.LinkError:
                 if time.monotonic() > deadline:
                     raise
                 gevent.sleep(0.05)
+        self._warn_of_others(interfaces)
         gateway.apply(self._configuration, self.changes, self._tun.name, interfaces)
+
+    def _warn_of_others(self, interfaces):
+        for interface in interfaces:
+            found = link.inside(self._tun.name, interface.network)
+            if found:
+                log.warning("pool-ipv%d = %s: not all of it leads into the tunnel: %s%s; choose another pool, or remove "
+                            "that; see: ip route show root %s", interface.version, interface.network,
+                            ", ".join(f"{holder} has {part}" for part, holder in found[:OTHERS_SHOWN]),
+                            f" and {len(found) - OTHERS_SHOWN} more" if len(found) > OTHERS_SHOWN else "",
+                            interface.network)
 
     def start(self):
         """Raises OSError or LinkError."""

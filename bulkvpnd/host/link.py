@@ -10,6 +10,8 @@ import socket
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from bulkvpnd.host import routes
+
 IFA_F_NODAD = 0x02
 """linux/if_addr.h: use the address at once; nobody else can have it on a point-to-point device."""
 TC_H_ROOT = 0xFFFFFFFF
@@ -48,21 +50,56 @@ def bring_up(name, mtu, txqueuelen, group):
         _do(f"{name}: up", route.link, "set", index=index, state="up")
 
 
-def check_free(name, interfaces):
-    """Raises LinkError if an address or a network of `interfaces` is another device's already."""
+def check_addresses(name, interfaces):
+    """Raises LinkError if another device than `name` has the address of one of `interfaces`."""
+    for present, holder in _addresses_of_others(name):
+        for interface in interfaces:
+            if present.ip == interface.ip:
+                raise _taken(name, interface, holder, present)
+
+
+def check_networks(name, interfaces):
+    """Raises LinkError if another device leads to the network of one of `interfaces`: the kernel would choose one."""
+    taken = [(present.network, holder, present) for present, holder in _addresses_of_others(name)]
+    taken += [(network, holder, f"a route to {network}") for network, holder in _routes_of_others(name)]
+    for network, holder, what in taken:
+        for interface in interfaces:
+            if network == interface.network:
+                raise _taken(name, interface, holder, what)
+
+
+def inside(name, network):
+    """[(network, device), ...]: parts of `network` that other devices have, by routes or addresses, the largest first.
+    The longest prefix decides, so what goes there does not go by the device `name`."""
+    routed = [(one, holder) for one, holder in _routes_of_others(name) if one != network]
+    held = [(ipaddress.ip_network(one.ip), holder) for one, holder in _addresses_of_others(name)]
+    found = {}
+    for one, holder in sorted(routed, key=lambda entry: entry[0].prefixlen) + held:
+        if one.version == network.version and one.subnet_of(network) and not any(map(one.subnet_of, found)):
+            found[one] = holder
+    return list(found.items())
+
+
+def _taken(name, interface, holder, what):
+    return LinkError(f"{name}: address {interface}: {holder} has {what} already; choose another "
+                     f"pool-ipv{interface.version} at the server, or remove that")
+
+
+def _addresses_of_others(name):
+    """[(ipaddress interface, name of its device), ...]"""
     with IPRoute() as route:
         index = _index(route, name)
-        for message in route.get_addr():
-            if message["index"] == index:
-                continue
-            address = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
-            present = ipaddress.ip_interface(f"{address}/{message['prefixlen']}")
-            for interface in interfaces:
-                if present.version == interface.version and (
-                    present.ip == interface.ip or present.network == interface.network
-                ):
-                    raise LinkError(f"{name}: address {interface}: {device_name(message['index'])} has {present} "
-                                    f"already; choose another pool-ipv{interface.version}, or remove that")
+        return [
+            (ipaddress.ip_interface(f"{message.get_attr('IFA_LOCAL') or message.get_attr('IFA_ADDRESS')}"
+                                    f"/{message['prefixlen']}"), device_name(message["index"]))
+            for message in route.get_addr()
+            if message["index"] != index
+        ]
+
+
+def _routes_of_others(name):
+    """[(network, name of its device), ...], see host.routes.present."""
+    return [(network, holder) for network, holder in routes.present() if holder != name]
 
 
 def set_addresses(name, interfaces):

@@ -416,6 +416,11 @@ FAULTS = {
         ["ip", "address", "add", "fd86::7/64", "dev", "veth1"], "", [],
         r"bulk0: address fd86::1/64: veth1 has fd86::7/64 already; choose another pool-ipv6",
     ),
+    "a route to a network that is taken": (
+        ["ip", "route", "add", "10.86.0.0/24", "via", "192.0.2.2"], "", [],
+        r"bulk0: address 10\.86\.0\.1/24: veth0 has a route to 10\.86\.0\.0/24 already; choose another pool-ipv4 at the "
+        "server, or remove that",
+    ),
     "a route that is there": (
         ["ip", "route", "add", "192.168.7.0/24", "dev", "veth1", "metric", "50"],
         "[client other]\nnetworks = 192.168.8.0/24\nnetworks = 192.168.7.0/24\n", [],
@@ -440,6 +445,27 @@ def test_a_start_that_fails_leaves_nothing(site, name):
     assert server.lines(line), server.text()
     assert server.stop() == (78 if "fixed" in line else 1)
     assert snapshot.differences(before, snapshot.take(network.server)) == []
+
+
+OTHERS = {
+    # made on the server's host: what a warning says
+    "ip address add 10.86.0.129/25 dev veth0": "veth0 has 10.86.0.128/25;",
+    "ip route add 10.86.0.64/26 via 192.0.2.2": "veth0 has 10.86.0.64/26;",
+    "ip address add 10.86.0.77/32 dev lo": "lo has 10.86.0.77/32;",
+    "ip address add 10.86.0.77/8 dev veth0": "veth0 has 10.86.0.77/32;",
+    "ip address add 10.9.9.9/8 dev veth0": None,
+    "true": None,
+}
+
+
+@pytest.mark.parametrize("command", OTHERS)
+def test_what_other_devices_have_of_a_pool_is_a_warning(site, command):
+    network, *_ = site
+    network.server.run(command.split())
+    server = network.start_server(*FLAGS).wait_ready()
+    begin = "WARNING: pool-ipv4 = 10.86.0.0/24: not all of it leads into the tunnel: "
+    assert len(server.lines(begin + (OTHERS[command] or ""))) == (OTHERS[command] is not None)
+    assert server.stop() == 0
 
 
 def test_without_nftables(site, tmp_path):

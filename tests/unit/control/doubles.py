@@ -144,11 +144,21 @@ class Link:
         self.calls = []
         self.failure = None
         self.taken = 0  # how often somebody else has the addresses still
+        self.led = 0  # how often somebody else leads to their networks still
+        self.parts = ()  # of a network, that somebody else has
 
-    def check_free(self, name, interfaces):
+    def check_addresses(self, name, interfaces):
         self.taken -= 1
         if self.taken >= 0:
             raise self.LinkError("taken")
+
+    def check_networks(self, name, interfaces):
+        self.led -= 1
+        if self.led >= 0:
+            raise self.LinkError("led")
+
+    def inside(self, name, network):
+        return [(part, holder) for part, holder in self.parts if part.version == network.version]
 
     def set_addresses(self, name, interfaces):
         if self.failure:

@@ -1,5 +1,7 @@
 """control.server: what a client gets that may come in, and what its worker gets."""
 
+import ipaddress
+
 import pytest
 from doubles import establish
 from logins import FIXED, admit, live
@@ -101,14 +103,27 @@ def test_the_device_of_a_crashed_run_may_take_a_moment_to_go(start, monkeypatch)
     server = start()
     applied = []
     monkeypatch.setattr(server_module.gateway, "apply", lambda *arguments: applied.append(arguments[2]))
-    server.link.taken = 3
+    server.link.taken, server.link.led = 3, 2
     server.prepare()
     assert applied == ["bulk0"]
     monkeypatch.setattr(server_module, "CRASH_SECONDS", 0.1)
-    server.link.taken = 10**6
-    with pytest.raises(server.link.LinkError):
-        server.prepare()
+    for what in ("taken", "led"):
+        setattr(server.link, what, 10**6)
+        with pytest.raises(server.link.LinkError):
+            server.prepare()
+        setattr(server.link, what, 0)
     assert applied == ["bulk0"]
+
+
+def test_parts_of_a_pool_that_others_have_are_one_line(start, monkeypatch, caplog):
+    monkeypatch.setattr(server_module.gateway, "apply", lambda *arguments: None)
+    server = start(pool_ipv6="fd86::/64")
+    server.prepare()
+    assert "not all of it leads" not in caplog.text
+    server.link.parts = [(ipaddress.ip_network(f"10.86.0.{16 * number}/28"), f"eth{number}") for number in range(1, 6)]
+    server.prepare()
+    (line,) = [line for line in caplog.messages if "not all of it leads" in line]
+    assert line.startswith("pool-ipv4 = 10.86.0.0/24: ") and "eth1 has 10.86.0.16/28" in line and "and 2 more" in line
 
 
 def test_join_goes_to_the_next_worker_with_keys_of_its_own(site, server):
