@@ -12,6 +12,7 @@ server that answers either knows the session or begins another.
 """
 
 import collections
+import ipaddress
 import itertools
 import logging
 import os
@@ -352,8 +353,13 @@ class Client:
             raise RemoteError("handshake", "WELCOME: does not answer the HELLO")
 
     def _take(self, welcome):
-        """A new session: the device gets its addresses."""
-        interfaces = [interface for interface in (welcome.ipv4, welcome.ipv6) if interface is not None]
+        """A new session: the device gets its addresses, and the network what they bring."""
+        interfaces = [ipaddress.ip_interface(one.ip) for one in (welcome.ipv4, welcome.ipv6) if one is not None]
+        try:
+            link.check_addresses(self._tun.name, interfaces)
+        except link.LinkError as error:
+            # Tried again as any other failure: the other device may go, and the server may give another address.
+            raise OSError(str(error)) from None
         try:
             link.set_addresses(self._tun.name, interfaces)
             link.set_mtu(self._tun.name, welcome.mtu)

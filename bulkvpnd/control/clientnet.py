@@ -1,7 +1,8 @@
 """What a client changes on its machine beyond the device: kill switch, routes, full tunnel, name servers.
 
     start, before the first connection      kill switch, mark of the outer connections
-    a session begins                        routes, full tunnel, name servers: what the server pushes, by our policy
+    a session begins                        routes, full tunnel, name servers: what the server pushes, and the networks
+                                            of the addresses that it gives, by our policy
     connections and sessions come and go    all of it stays
     stop                                    undone by host.changes, in the reverse order
 
@@ -130,20 +131,21 @@ class ClientNetwork:
 
     def _guard(self):
         """Packets for the own addresses come by the tunnel or not at all."""
-        interfaces = [one for one in (self._welcome.ipv4, self._welcome.ipv6) if one]
+        interfaces = _interfaces(self._welcome)
         try:
             self._changes.firewall.apply("own-addresses", gateway.own_addresses(self._device, interfaces))
         except FirewallError as error:
             log.warning("other interfaces may reach the addresses in the tunnel: %s", error)
 
     def _lead(self):
-        """The routes of single networks."""
+        """The routes of single networks. The pools are some of them, since the device has its addresses alone: the
+        server chooses the length of their prefix, and so what else would lead into the tunnel."""
         # What several instances carry together has a route of its own kind, see control.multipath.
         shared = {wish.prefix for wish in self._configuration.multipath}
-        pushed, own = ([network for network in networks if network not in shared]
-                       for networks in (self._welcome.routes, self._configuration.routes))
-        if not pushed and not own and not self._led:
-            return
+        own = [network for network in self._configuration.routes if network not in shared]
+        pools = [interface.network for interface in _interfaces(self._welcome)]
+        pushed = [network for network in dict.fromkeys((*pools, *self._welcome.routes))
+                  if network not in {*own, *shared}]
         allowed = [network for one in self._configuration.accept_routes for network in one]
         taken, refused = policy.accept_routes(pushed, allowed, self._servers, routes.connected(self._device))
         wanted = {version: [] for version in (4, 6)}
@@ -152,12 +154,14 @@ class ClientNetwork:
         for version in {4, 6} - _carried(self._welcome):
             refused |= dict.fromkeys(wanted.pop(version), f"the tunnel carries no IPv{version}")
         self._led = policy.around([network for some in wanted.values() for network in some], self._servers)
-        refused |= self._routes.apply(self._led)
+        refused |= {network: f"{reason}; see: ip route" for network, reason in self._routes.apply(self._led).items()}
         for reason in dict.fromkeys(refused.values()):
             log.warning("no route to %s through the tunnel: %s",
-                        _listed(network for network, why in refused.items() if why == reason), reason)
-        if set(self._led) - set(refused):
-            log.info("routes through the tunnel: %s", _listed(one for one in self._led if one not in refused))
+                        _listed(f"{network} (the server's pool)" if network in pools else network
+                                for network, why in refused.items() if why == reason), reason)
+        led = [network for network in self._led if network not in {*refused, *pools}]
+        if led:
+            log.info("routes through the tunnel: %s", _listed(led))
 
     def _name(self):
         """The name servers."""
@@ -176,9 +180,14 @@ class ClientNetwork:
             log.info("name servers %s, domains %s", _listed(servers), _listed(domains))
 
 
+def _interfaces(welcome):
+    """What the session has: one address for each version of IP at most, with the pool that it is from."""
+    return [interface for interface in (welcome.ipv4, welcome.ipv6) if interface]
+
+
 def _carried(welcome):
     """The versions of IP that the session has addresses of."""
-    return {interface.version for interface in (welcome.ipv4, welcome.ipv6) if interface}
+    return {interface.version for interface in _interfaces(welcome)}
 
 
 def _address(text):

@@ -27,13 +27,14 @@ def _objection(network, allowed, servers, connected):
     if network.prefixlen == 0:
         return "a default route is only taken with redirect-gateway = yes"
     if not any(_is_inside(network, one) for one in allowed):
-        return "not in accept-routes"
+        return "not in accept-routes; add it there to have it"
     for server in servers:
         if server in network:
-            return f"it covers the server's address {server}"
+            return f"it covers the server's address {server}; the server has to use another network"
     for one in connected:
         if one.version == network.version and one.overlaps(network):
-            return f"it overlaps {one}, which this machine reaches directly"
+            return (f"it overlaps {one}, which this machine reaches directly; use another network at one end, or set "
+                    "routes for what is left of it")
     return None
 
 

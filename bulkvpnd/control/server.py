@@ -90,8 +90,8 @@ class Server:
         for interface in interfaces:
             found = link.inside(self._tun.name, interface.network)
             if found:
-                log.warning("pool-ipv%d = %s: not all of it leads into the tunnel: %s%s; choose another pool, or remove "
-                            "that; see: ip route show root %s", interface.version, interface.network,
+                log.warning("pool-ipv%d = %s: not all of it leads into the tunnel: %s%s; choose another pool, or "
+                            "remove that; see: ip route show root %s", interface.version, interface.network,
                             ", ".join(f"{holder} has {part}" for part, holder in found[:OTHERS_SHOWN]),
                             f" and {len(found) - OTHERS_SHOWN} more" if len(found) > OTHERS_SHOWN else "",
                             interface.network)

@@ -525,6 +525,20 @@ REMOVALS = [
           (CLIENTNET, "taken, refused = policy.accept_routes(pushed, allowed, self._servers, "
                       "routes.connected(self._device))",
            "taken, refused = pushed, {}")),
+    taken("C19", """
+        test_clientnet.py::test_the_pool_is_a_route_like_any_other
+        test_client_routes.py::test_a_pool_is_led_by_the_policy
+        test_client_routes.py::test_a_pool_that_is_a_network_here
+        """,
+          (CLIENTNET, "for network in (*own, *taken):", "for network in (*own, *pools, *taken):")),
+    taken("C19", """
+        test_client_routes.py::test_a_pool_is_led_by_the_policy
+        test_client_routes.py::test_a_pool_that_holds_the_server
+        test_client_routes.py::test_a_pool_that_is_a_network_here
+        """,
+          (CLIENT, "interfaces = [ipaddress.ip_interface(one.ip) for one in", "interfaces = [one for one in")),
+    taken("C19", "test_clientnet.py::test_a_pool_goes_when_the_server_turns_out_to_be_in_it",
+          (CLIENTNET, "if self._led and any(address in network", "if False and any(address in network")),
 
     # C20: Lines of the log that a peer writes
     taken("C20 P7", "test_service.py::test_printable_is_one_short_line_of_ascii",
@@ -705,6 +719,11 @@ REMOVALS = [
     taken("C24", "test_gateway.py::test_a_fixed_address_is_kept_from_others",
           (POOL, "taken = self._reserved.union(used, self._leases.values())",
            "taken = used.union(self._leases.values())")),
+    taken("C24", """
+        test_client.py::test_an_address_that_another_device_has_is_waited_for
+        test_client_routes.py::test_an_address_that_another_device_has
+        """,
+          (CLIENT, "link.check_addresses(self._tun.name, interfaces)", "pass")),
 
     # C25: Key files: mode, owner, links, races
     taken("C25 P8", """

@@ -13,6 +13,7 @@ from harness import wait_until
 from bulkvpnd.admin import namespaces
 from bulkvpnd.host.dns import RESOLVED
 
+POOLS = {"10.86.0.0/24", "fd86::/64"}
 RECORD = """#!/bin/sh
 echo "{program} $*" >>{log}
 if [ "$1" = -a ]; then cat >>{log}; fi
@@ -41,7 +42,7 @@ def test_pushed_routes_by_the_policy(network):
     pushed = ["10.1.0.0/16", "fd00:1::/64", "203.0.113.0/24", "172.16.0.0/12", "10.9.0.0/16", "192.0.2.0/24"]
     network.start_server(*(f"--routes={one}" for one in pushed)).wait_ready()
     client = network.start_client("--accept-routes=private", "--accept-routes=192.0.2.0/24").wait_ready()
-    assert into_the_tunnel(network.client) == {"10.1.0.0/16", "fd00:1::/64"}
+    assert into_the_tunnel(network.client) == POOLS | {"10.1.0.0/16", "fd00:1::/64"}
     for line in ("203.0.113.0/24 through the tunnel: not in accept-routes",
                  "172.16.0.0/12 through the tunnel: it overlaps 172.16.5.0/24, which this machine reaches directly",
                  "10.9.0.0/16 through the tunnel: there is a route already, by veth0",
@@ -54,6 +55,69 @@ def test_pushed_routes_by_the_policy(network):
     client = network.start_client("--accept-routes=none").wait_ready()
     assert into_the_tunnel(network.client) == set()
     assert client.stop() == 0
+
+
+@pytest.mark.parametrize(("flags", "led"), [
+    ([], False), (["--accept-routes=none"], False), (["--accept-routes=8.0.0.0/8"], True),
+])  # fmt: skip
+def test_a_pool_is_led_by_the_policy(network, flags, led):
+    before = snapshot.take(network.client)
+    network.start_server("--pool-ipv4=8.0.0.0/8").wait_ready()
+    client = network.start_client(*flags).wait_ready()
+    assert ("8.0.0.0/8" in network.client.ip("route")) == led
+    assert len(client.lines(r"no route to 8.0.0.0/8 \(the server's pool\).*: not in accept-routes")) == (not led)
+    assert client.status()["addresses"] == ["8.0.0.2/8", "fd86::2/64"]
+    assert client.stop() == 0
+    unchanged(before, network.client)
+
+
+def test_a_pool_that_holds_the_server(network):
+    """The connections stay outside, and the next pool that the server has is taken."""
+    network.server.ip("address", "add", "198.51.100.1/32", "dev", "lo")
+    network.client.ip("route", "add", "default", "via", "192.0.2.1")
+    server = network.start_server("--pool-ipv4=198.51.0.0/16").wait_ready()
+    client = network.start_client("--remote=198.51.100.1", "--accept-routes=private",
+                                  "--accept-routes=198.51.0.0/16").wait_ready()
+    client.wait_connections(4)
+    assert "dev veth0" in network.client.ip("route", "get", "198.51.100.1")
+    assert network.ping(6)
+    assert len(client.lines(r"no route to 198.51.0.0/16 \(the server's pool\) through the tunnel: it covers the "
+                            "server's address 198.51.100.1; the server has to use another network")) == 1
+    assert server.stop() == 0
+    server = network.start_server().wait_ready()
+    wait_until(lambda: "10.86.0.0/24" in into_the_tunnel(network.client), 20, "another pool")
+    client.wait_connections(4)
+    assert network.ping(4)
+
+
+def test_an_address_that_another_device_has(network):
+    network.start_server().wait_ready()
+    network.client.ip("address", "add", "10.86.0.2/32", "dev", "lo")
+    client = network.start_client()
+    line = ("connection 0 to 192.0.2.1:7443 failed: bulk0: address 10.86.0.2/32: lo has 10.86.0.2/32 already; "
+            "choose another pool-ipv4 at the server, or remove that")
+    wait_until(lambda: len(client.lines(line)) > 1, 20, "it says so, and comes again")
+    assert client.status()["sessions"] == [] and "READY=1" not in client.notified()
+    network.client.ip("address", "delete", "10.86.0.2/32", "dev", "lo")
+    client.wait_ready().wait_connections(4)
+    assert network.ping(4)
+
+
+@pytest.mark.parametrize("local", ["10.86.0.129/24", "10.86.0.129/25", "10.9.0.1/8"])
+def test_a_pool_that_is_a_network_here(network, local):
+    network.client.ip("address", "add", local, "dev", "veth0")
+    network.start_server().wait_ready()
+    client = network.start_client().wait_ready()
+    assert into_the_tunnel(network.client) == {"fd86::/64"}
+    assert len(client.lines(r"no route to 10.86.0.0/24 \(the server's pool\) through the tunnel: it overlaps 10.*, "
+                            "which this machine reaches directly; use another network at one end, or set routes for "
+                            "what is left of it")) == 1
+    assert network.ping(6)
+    assert client.stop() == 0
+    if local != "10.86.0.129/24":
+        client = network.start_client("--routes=10.86.0.0/24").wait_ready()
+        assert into_the_tunnel(network.client) == POOLS and network.ping(4)
+        assert not client.lines("no route")
 
 
 def test_a_clients_address_is_not_for_its_neighbours(network):
@@ -81,7 +145,7 @@ def test_own_routes_lead_around_the_server(network):
     client = network.start_client("--routes=192.0.2.0/29", "--routes=fd00:1::/64").wait_ready()
     client.wait_connections(4)
     # 192.0.2.0/30 is that of veth0, which is longer than none of these.
-    assert into_the_tunnel(network.client) == {"192.0.2.0", "192.0.2.2/31", "192.0.2.4/30", "fd00:1::/64"}
+    assert into_the_tunnel(network.client) == POOLS | {"192.0.2.0", "192.0.2.2/31", "192.0.2.4/30", "fd00:1::/64"}
     assert "dev veth0" in network.client.ip("route", "get", "192.0.2.1")
     assert "dev bulk0" in network.client.ip("route", "get", "192.0.2.5")
     assert network.ping()

@@ -418,8 +418,8 @@ FAULTS = {
     ),
     "a route to a network that is taken": (
         ["ip", "route", "add", "10.86.0.0/24", "via", "192.0.2.2"], "", [],
-        r"bulk0: address 10\.86\.0\.1/24: veth0 has a route to 10\.86\.0\.0/24 already; choose another pool-ipv4 at the "
-        "server, or remove that",
+        r"bulk0: address 10\.86\.0\.1/24: veth0 has a route to 10\.86\.0\.0/24 already; choose another pool-ipv4 at "
+        "the server, or remove that",
     ),
     "a route that is there": (
         ["ip", "route", "add", "192.168.7.0/24", "dev", "veth1", "metric", "50"],

@@ -42,7 +42,7 @@ def test_one_begins_and_the_others_join_with_the_token(start):
     assert sorted(hello.index for hello in client.server.hellos) == [0, 1, 2, 3]
     # Connection i goes to worker i mod W; the device gets what the first WELCOME says, once.
     assert sorted(index for index, message in client.workers.sent if message["type"] == "attach") == [0, 0, 1, 1]
-    assert client.link.calls == [("addresses", "bulk0", ["10.86.0.2/24"]), ("mtu", "bulk0", 1400)]
+    assert client.link.calls == [("addresses", "bulk0", ["10.86.0.2/32"]), ("mtu", "bulk0", 1400)]
     agreed = [
         keys.traffic_secrets(hello_body, welcome_body, hello.random, Welcome.decode(welcome_body).random)
         for hello_body, welcome_body, hello in client.server.answers
@@ -169,7 +169,7 @@ def test_a_session_that_the_server_forgot_is_begun_again_at_once(start):
     attached(client, 4)
     assert time.monotonic() - begun < 1
     assert client._welcome.session == b"8" * 16
-    assert client.link.calls.count(("addresses", "bulk0", ["10.86.0.2/24"])) == 2
+    assert client.link.calls.count(("addresses", "bulk0", ["10.86.0.2/32"])) == 2
 
 
 @pytest.mark.parametrize(("reason", "level"), [
@@ -347,6 +347,16 @@ def test_addresses_that_the_device_refuses_stop_the_daemon(start):
     client._greenlets.append(gevent.spawn(client._dial_forever, 0))
     until(lambda: client.told)
     assert client.told[0] == "bulk0: address 10.86.0.2/24: no" and not client.workers.sent
+
+
+def test_an_address_that_another_device_has_is_waited_for(start, caplog):
+    client = start(count=1, script=lambda hello: None)
+    client.link.taken = 2
+    client.server.script = lambda hello: granting(hello, connections=1)
+    client._greenlets.append(gevent.spawn(client._dial_forever, 0))
+    attached(client, 1)
+    assert caplog.text.count("failed: taken") == 2 and client.told == []
+    assert client.link.calls == [("addresses", "bulk0", ["10.86.0.2/32"]), ("mtu", "bulk0", 1400)]
 
 
 # replacement

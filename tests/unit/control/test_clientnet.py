@@ -17,6 +17,8 @@ from bulkvpnd.host.firewall import Unavailable
 from bulkvpnd.service import RATE_BURST
 
 network, address = ipaddress.ip_network, ipaddress.ip_address
+POOLS = ["10.86.0.0/24", "fd86::/64"]
+"""Networks of the addresses of a session."""
 
 
 class Part:
@@ -114,7 +116,7 @@ def test_nothing_is_done_unless_it_is_wanted(make):
     assert client.mark is None and client.told == []
     client.take(welcome())
     named(client)
-    assert client.told == [("dns", [], [], False)]
+    assert client.told == [("routes", POOLS), ("dns", [], [], False)]
     assert client.changes.firewall.held == ()
 
 
@@ -131,7 +133,7 @@ def test_pushed_routes_pass_the_policy(make, caplog):
     client = make(connected=["192.168.1.0/24"])
     client.know(["10.5.0.1", "fe80::1%eth0"])
     client.take(welcome(["10.1.0.0/16", "203.0.113.0/24", "192.168.0.0/16", "10.5.0.0/16", "fd00:1::/64"]))
-    assert client.told[0] == ("routes", ["10.1.0.0/16", "fd00:1::/64"])
+    assert client.told[0] == ("routes", ["10.86.0.0/24", "10.1.0.0/16", "fd86::/64", "fd00:1::/64"])
     for line in ("203.0.113.0/24 through the tunnel: not in accept-routes",
                  "192.168.0.0/16 through the tunnel: it overlaps 192.168.1.0/24",
                  "10.5.0.0/16 through the tunnel: it covers the server's address 10.5.0.1"):
@@ -149,29 +151,58 @@ def test_what_a_server_pushes_makes_few_lines(make, journal):
     assert "203.0.113.31/32, 68 more through the tunnel: not in accept-routes" in journal.messages[0]
 
 
+@pytest.mark.parametrize(("ipv4", "led", "options", "why"), [
+    ("10.86.0.2/24", True, {}, None),
+    ("8.0.0.9/8", False, {}, "not in accept-routes; add it there"),
+    ("8.0.0.9/8", True, {"accept_routes": "8.0.0.0/8"}, None),
+    ("10.86.0.2/24", False, {"accept_routes": "none"}, "not in accept-routes; add it there"),
+    ("10.0.0.2/8", False, {}, "it covers the server's address 10.5.0.1; the server has to use another network"),
+    ("192.168.0.9/16", False, {}, "it overlaps 192.168.1.0/24, which this machine reaches directly; use another"),
+    ("192.168.1.9/24", False, {}, "it overlaps 192.168.1.0/24, which this machine reaches directly; use another"),
+    ("192.168.0.9/16", True, {"routes": (network("192.168.0.0/16"),)}, None),
+])  # fmt: skip
+def test_the_pool_is_a_route_like_any_other(make, caplog, ipv4, led, options, why):
+    client = make(connected=["192.168.1.0/24"], **options)
+    client.know(["10.5.0.1"])
+    client.take(welcome(ipv4=ipv4, ipv6=None))
+    pool = str(ipaddress.ip_interface(ipv4).network)
+    assert client.told[0] == ("routes", [pool] if led else [])
+    lines = [line for line in caplog.messages if line.startswith(f"no route to {pool} (the server's pool) thr")]
+    assert [why in line for line in lines] == ([] if led else [True])
+
+
+def test_a_pool_goes_when_the_server_turns_out_to_be_in_it(make, caplog):
+    client = make()
+    client.know(["203.0.113.1"])
+    client.take(welcome(ipv6=None))
+    client.know(["10.86.0.77"])
+    assert client.told == [("routes", ["10.86.0.0/24"]), ("routes", [])]
+    assert "(the server's pool) through the tunnel: it covers the server's address 10.86.0.77" in caplog.text
+
+
 def test_what_several_instances_carry_together_gets_no_route_of_one(make):
     client = make(multipath=["10.1.0.0/16 weight 2"], routes=(network("10.1.0.0/16"), network("10.3.0.0/16")))
     client.know(["203.0.113.1"])
     client.take(welcome(["10.1.0.0/16", "10.2.0.0/16"]))
-    assert client.told[0] == ("routes", ["10.3.0.0/16", "10.2.0.0/16"])
+    assert client.told[0] == ("routes", ["10.3.0.0/16", "10.86.0.0/24", "10.2.0.0/16", "fd86::/64"])
 
 
 def test_own_routes_are_led_around_the_server(make):
     client = make(routes=(network("198.51.100.0/30"),), connected=["198.51.100.0/24"])
     client.know(["::ffff:198.51.100.2"])
     client.take(welcome())
-    assert client.told[0] == ("routes", ["198.51.100.0/31", "198.51.100.3/32"])
+    assert client.told[0] == ("routes", ["198.51.100.0/31", "198.51.100.3/32", *POOLS])
     # Another address of the server is found later, when the first does not answer.
     client.know(["203.0.113.9"])
     assert len([one for one in client.told if one[0] == "routes"]) == 1
     client.know(["198.51.100.3"])
-    assert client.told[-1] == ("routes", ["198.51.100.0/31"])
+    assert client.told[-1] == ("routes", ["198.51.100.0/31", *POOLS])
 
 
 def test_a_version_that_the_session_lacks_gets_no_routes(make, caplog):
     client = make(routes=(network("fd00:1::/64"), network("10.1.0.0/16")))
     client.take(welcome(ipv6=None))
-    assert client.told[0] == ("routes", ["10.1.0.0/16"])
+    assert client.told[0] == ("routes", ["10.1.0.0/16", "10.86.0.0/24"])
     assert "no route to fd00:1::/64 through the tunnel: the tunnel carries no IPv6" in caplog.text
 
 
@@ -306,14 +337,14 @@ def test_another_configuration_is_in_force_at_once(make):
     client.reconfigure(dataclasses.replace(other, routes=(network("192.168.7.0/24"),), dns=()))
     client.take(welcome())
     named(client)
-    assert client.told == [("routes", ["192.168.7.0/24"]), ("dns", [], [], False)]
+    assert client.told == [("routes", ["192.168.7.0/24", *POOLS]), ("dns", [], [], False)]
     client.told.clear()
     client.reconfigure(client._configuration)
     named(client)
     assert client.told == []
     client.reconfigure(other)
     named(client)
-    assert client.told == [("routes", ["192.168.8.0/24"]), ("dns", ["10.86.0.1"], [], False)]
+    assert client.told == [("routes", ["192.168.8.0/24", *POOLS]), ("dns", ["10.86.0.1"], [], False)]
     client.reconfigure(dataclasses.replace(other, routes=()))
     named(client)
-    assert client.told[2:] == [("routes", [])]
+    assert client.told[2:] == [("routes", POOLS)]
