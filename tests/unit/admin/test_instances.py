@@ -3,12 +3,14 @@
 import itertools
 import os
 import pathlib
+import shutil
 
 import pytest
 
 from bulkvpnd import config
 from bulkvpnd.config import values
 
+EXAMPLE = pathlib.Path(__file__).parents[3] / "docs" / "examples" / "four-instances"
 MULTIPATH = "10.2.0.0/16 weight 2 source 10.1.0.1"
 FAR = "[client far]\nipv4 = 10.9.0.70\nnetworks = 10.2.0.0/16\n"
 
@@ -37,6 +39,12 @@ def make(ctl, tmp_path):
 
 def loaded(directory, mode, count):
     return [config.load(["--config", str(directory / f"{mode}{number}.conf")])[0] for number in range(1, count + 1)]
+
+
+def texts(directory, name=None):
+    """{file: text} of the configurations below a directory. name: what it is called in them."""
+    return {str(file.relative_to(directory)): file.read_text().replace(str(directory), name or str(directory))
+            for file in directory.rglob("*.conf")}
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 64])
@@ -83,6 +91,30 @@ def test_what_the_administrator_wrote_stays(site, make):
         assert (one.connections, one.device) == (8, f"office{number}")
         assert list(map(str, one.multipath)) == ["fd02::/48 weight 1", MULTIPATH]
         assert len(one.routes) == 2
+
+
+@pytest.mark.parametrize(
+    ("site", "wishes"),
+    [("site-a", ("10.2.0.0/16 source 10.1.0.1", "fd02::/48 source fd01::1")),
+     ("site-b", ("10.1.0.0/16 source 10.2.0.1", "fd01::/48 source fd02::1"))],
+)
+def test_the_example_is_what_it_makes(tmp_path, pki_ctl, make, site, wishes):
+    if not EXAMPLE.exists():
+        pytest.skip("needs the source tree; the documents are not beside these tests")
+    pki_ctl("init", directory=tmp_path / "pki")
+    pki_ctl("add", "site-b", "--remote", "a", "--output", tmp_path / "pki" / "client.conf", directory=tmp_path / "pki")
+    made = tmp_path / "made"
+    # What it begins with, and the certificates and keys that an example cannot have.
+    shutil.copytree(EXAMPLE / site, made, ignore=shutil.ignore_patterns("*[1-4].*"))
+    (mode,) = (file.stem for file in made.glob("*.conf"))
+    whole = config.load(["--config", str(tmp_path / "pki" / f"{mode}.conf")])[0]
+    given = config.load(["--config", str(made / f"{mode}.conf")])[0]
+    for name in ("ca", "certificate", "key", *(["crl"] if mode == "server" else [])):
+        file = config.pem_path(given, name)
+        file.write_text(config.pem_text(whole, name))
+        file.chmod(0o600)
+    assert make(4, *itertools.chain(*(("--multipath", wish) for wish in wishes)), directory=made)[0] == 0
+    assert texts(made, "/etc/bulkvpn") == texts(EXAMPLE / site)
 
 
 def test_networks_behind_clients_are_every_instance_s_and_fixed_addresses_one_s(site, make):
