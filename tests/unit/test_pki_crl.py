@@ -84,6 +84,17 @@ def test_lists_of_several_authorities_hold_for_as_long_as_the_first_that_ends(au
         assert "not signed by the ca" in refused(pki.read_crl, text, authority[0])
 
 
+def test_an_authority_signs_lists_in_its_own_name_only(authority):
+    """Who has one of several authorities does not revoke what another has issued."""
+    other = pki.create_authority("other", NOW, 100)
+    key = serialization.load_pem_private_key(other[1].encode(), None)
+    name = x509.load_pem_x509_certificate(authority[0].encode()).subject
+    entry = x509.RevokedCertificateBuilder(5, NOW).build()
+    builder = x509.CertificateRevocationListBuilder(name, NOW, NOW + DAY, revoked_certificates=[entry])
+    text = builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
+    assert "not signed by the ca" in refused(pki.read_crl, text, authority[0] + other[0])
+
+
 def test_an_authority_of_the_same_name_with_another_kind_of_key_does_no_harm(authority):
     key = ed25519.Ed25519PrivateKey.generate()
     name = x509.load_pem_x509_certificate(authority[0].encode()).subject

@@ -180,6 +180,13 @@ def test_a_pool_goes_when_the_server_turns_out_to_be_in_it(make, caplog):
     assert "(the server's pool) through the tunnel: it covers the server's address 10.86.0.77" in caplog.text
 
 
+def test_servers_that_routes_spare_are_bounded(make):
+    client = make()
+    client.know([f"10.5.{at}.1" for at in range(clientnet.SERVERS_MAX + 1)])
+    client.take(welcome([f"10.5.{at}.0/24" for at in (0, clientnet.SERVERS_MAX - 1, clientnet.SERVERS_MAX)]))
+    assert [one for one in client.told[0][1] if one.startswith("10.5.")] == [f"10.5.{clientnet.SERVERS_MAX}.0/24"]
+
+
 def test_what_several_instances_carry_together_gets_no_route_of_one(make):
     client = make(multipath=["10.1.0.0/16 weight 2"], routes=(network("10.1.0.0/16"), network("10.3.0.0/16")))
     client.know(["203.0.113.1"])

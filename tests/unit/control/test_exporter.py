@@ -68,6 +68,19 @@ def test_those_who_say_nothing_make_place(serving):
             sock.close()
 
 
+def test_only_so_many_are_answered_at_a_time(serving, monkeypatch):
+    monkeypatch.setattr(module, "REQUEST_TIME", 60)
+    idle = [gevent.socket.create_connection(serving) for _ in range(module.REQUESTS_MAX)]
+    answer = gevent.spawn(ask, serving)
+    try:
+        assert not answer.join(0.3) and not answer.ready()
+        idle.pop().close()
+        assert answer.get(timeout=5).startswith(b"HTTP/1.1 200")
+    finally:
+        for sock in idle:
+            sock.close()
+
+
 def test_an_address_that_is_taken():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         exporter = Exporter(taken.getsockname(), dict)

@@ -224,6 +224,7 @@ def test_two_never_have_the_same_lease_whatever_the_file_says(path):
     path.parent.mkdir()
     path.write_text('{"leases": {"alice": 3, "bob": 3, "carol": 2}}')
     pool = Pool(SMALL, path)
+    assert pool.addresses("alice") and pool.addresses("bob") is None
     assert [used(pool, name) for name in ("alice", "bob", "carol")] == ["10.86.0.3", "10.86.0.4", "10.86.0.2"]
 
 
@@ -267,6 +268,18 @@ def test_a_disk_that_takes_nothing_never_costs_the_tunnel(tmp_path, where, caplo
     assert record.levelno == logging.WARNING
     assert str(directory / "leases.json") in record.getMessage()
     assert used(pool, "bob") == "10.86.0.3"
+
+
+def test_leases_are_written_without_being_waited_for_until_they_are(path, caplog):
+    pool = pool_module.Pool(SMALL, path)
+    used(pool, "alice")
+    assert not path.exists()
+    pool.flush()
+    assert json.loads(path.read_text()) == {"leases": {"alice": 2}}
+    os.symlink("/dev/full", path.with_suffix(".new"))
+    pool.save()
+    pool.flush()
+    assert f"{path}: leases cannot be written" in caplog.text
 
 
 def test_a_full_disk_leaves_the_old_file_whole(path):
@@ -324,6 +337,11 @@ def test_one_address_fixed_and_the_other_leased(path):
         "a": ["10.86.0.4", "fd86::4"], "warehouse": ["10.86.0.3", "fd86::5"], "office": ["10.86.0.6", "fd86::2"],
         "far": ["10.86.0.7", "fd86::1:0:0:9"],
     }  # fmt: skip
+
+
+def test_a_fixed_address_beyond_the_other_network_takes_no_place_in_it(path):
+    pool = Pool(BOTH, path, fixed(office="10.86.0.4"))
+    assert [str(pool.lease(name)[6].ip) for name in ("a", "b")] == ["fd86::2", "fd86::3"]
 
 
 def test_an_address_that_becomes_somebodys_is_taken_from_the_lease(path):
