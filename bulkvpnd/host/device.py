@@ -4,6 +4,7 @@ an address."""
 import contextlib
 import errno
 import os
+import re
 import socket
 
 from pyroute2 import IPRoute
@@ -34,7 +35,10 @@ class Number:
             return str(_link(route, device).get_attr(self._attribute))
 
     def write(self, device, value):
-        """Raises OSError: ENODEV, EPERM, EINVAL for a number that the driver does not take."""
+        """Raises OSError: ENODEV, EPERM, EINVAL for what is no number, or one that the driver does not take."""
+        # A ledger that others can write may have any text for it.
+        if not re.fullmatch("[0-9]{1,9}", value):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         with _netlink() as route:
             route.link("set", index=_link(route, device)["index"], **{self._option: int(value)})
 

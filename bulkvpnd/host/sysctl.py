@@ -44,8 +44,8 @@ STATE_MAX = 1 << 20
 SO_NETNS_COOKIE = 71
 """asm-generic/socket.h, Linux 5.14: a number that no other network namespace had or will have since boot."""
 
-_SYSCTL = re.compile(r"net(\.[A-Za-z0-9_-]+)+|net(/(?!\.\.?(/|$))[^/\0\n]+)+")
-_DEVICE = re.compile(rf"({'|'.join(device.KINDS)}) ([^/\s]{{1,15}})")
+_SYSCTL = re.compile(r"net(\.[A-Za-z0-9_-]+)+|net(/(?!\.\.?(/|$))[!-.0-~]+)+")
+_DEVICE = re.compile(rf"({'|'.join(device.KINDS)}) ([!-.0-~]{{1,15}})")
 _BESIDE = {
     # A key: others that the kernel changes with it (inet_forward_change in net/ipv4/devinet.c,
     # addrconf_fixup_forwarding in net/ipv6/addrconf.c). They are put back after it.
@@ -426,7 +426,12 @@ def _checked(key, entry):
         raise ValueError
     if not all(agreement in AGREEMENTS for _, agreement in wants.values()):
         raise ValueError
-    return {"found": str(entry["found"]), "set": str(entry["set"]), "wants": wants, "beside": beside}
+    found, now = str(entry["found"]), str(entry["set"])
+    if not all(map(str.isascii, (found, now, *beside.values(), *(value for value, _ in wants.values())))):
+        raise ValueError
+    for owner in wants:
+        os.fsencode(owner)  # by which a file is called
+    return {"found": found, "set": now, "wants": wants, "beside": beside}
 
 
 def _open_lock(path):

@@ -23,10 +23,10 @@ from bulkvpnd import config, pki, workerlink
 from bulkvpnd.admin import oneline
 from bulkvpnd.admin import openvpn as admin_openvpn
 from bulkvpnd.control import clients as control_clients
-from bulkvpnd.control import pool, tls
+from bulkvpnd.control import pool, status, tls
 from bulkvpnd.dataplane import routing
 from bulkvpnd.dataplane.worker import DROPS
-from bulkvpnd.host import resolvconf
+from bulkvpnd.host import resolvconf, sysctl
 from bulkvpnd.protocol import frame, handshake, packet
 from bulkvpnd.protocol.errors import Refused, RemoteError
 
@@ -44,6 +44,7 @@ def clean():
     shutil.rmtree(scratch(), ignore_errors=True)
     scratch.cache_clear()
     _server.cache_clear()
+    _ledger.cache_clear()
 
 
 def header(data):
@@ -272,6 +273,48 @@ def leases(data):
     assert len(set(given)) == 5 and not set(given) & {kept.server_interfaces[0]}
 
 
+def command(data):
+    """A request on the status socket, of root and of anybody else."""
+    report, done = {"mode": "server"}, {"sessions": 1}
+    listening = status.StatusSocket(scratch(), lambda: report, {"drain": lambda request: done})
+    for is_privileged in (False, True):
+        answer = listening._answer_to(data, is_privileged)
+        assert answer == report or answer == done and is_privileged or answer["error"].isprintable()
+
+
+_TREE = {"net/core/rmem_max": "1\n", "net/ipv4/ip_forward": "0\n", "kernel/core_pattern": "core\n"}
+
+
+def ledger(data):
+    """The ledger of sysctls, which the daemon's user writes and root reads; and what is done by it, but for devices."""
+    kept = _ledger()
+    kept._state_path.unlink(missing_ok=True)  # to write into it takes much longer
+    kept._state_path.write_bytes(data)
+    try:
+        entries = kept.entries()
+    except sysctl.LedgerError as error:
+        assert str(error).isprintable()
+        return
+    # Those are of the machine that the fuzzer runs on.
+    keys = [key for name, entry in entries.items() for key in (name, *entry["beside"])]
+    if not any(map(kept._device, keys)):
+        for key in kept.recover():
+            (kept._root / key.replace(".", "/")).write_text(_TREE[key.replace(".", "/")])
+        found = {str(path.relative_to(kept._root)): path for path in kept._root.rglob("*") if path.is_file()}
+        assert set(found) == set(_TREE) and found["kernel/core_pattern"].read_text() == "core\n"
+
+
+@functools.cache
+def _ledger():
+    """An instance's, on a tree of its own."""
+    tree, directory = scratch() / "sys", scratch() / "shared"
+    directory.mkdir()
+    for name, text in _TREE.items():
+        (tree / name).parent.mkdir(parents=True)
+        (tree / name).write_text(text)
+    return sysctl.Ledger(directory, "fuzz", root=tree)
+
+
 def worker(data):
     """A message on the link between main process and worker."""
     link, theirs = workerlink.WorkerLink.pair()
@@ -331,6 +374,6 @@ TARGETS = {
     function.__name__: function
     for function in (
         header, close, payload, outbound, hello, welcome, prefix, stranger, certificate, revocations, configuration,
-        clients, leases, worker, one_line, openvpn, name_servers,
+        clients, leases, command, ledger, worker, one_line, openvpn, name_servers,
     )
 }  # fmt: skip

@@ -15,6 +15,12 @@ def test_a_setting_is_read_and_written_as_it_was(kind):
         setting.write("frobnicate0", "1500")
 
 
+@pytest.mark.parametrize("value", ["", "many", "-1", "1.5", "1 2", "²", "9" * 10, "9" * 5000])
+def test_what_is_no_number_is_no_setting(value):
+    with pytest.raises(OSError, match="Invalid argument"):
+        device.KINDS["mtu"].write("lo", value)
+
+
 def test_a_feature_that_no_kernel_has():
     with pytest.raises(OSError, match="no such feature"):
         device.Feature("frobnicate").read("lo")

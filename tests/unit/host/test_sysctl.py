@@ -388,6 +388,14 @@ ENTRY = {"found": "1", "set": "core", "wants": {"gone": ["core", "exact"]}, "bes
         json.dumps({"net.core.rmem_max": {**ENTRY, "wants": {"gone": "x"}}}),
         json.dumps({"net.core.rmem_max": {**ENTRY, "wants": {"gone": ["x", "frobnicate"]}}}),
         json.dumps({"net/core/..": ENTRY}), json.dumps({"mtu ../x": ENTRY}), json.dumps({"colour eth0": ENTRY}),
+        # What no file can be called, and nothing that the kernel takes or gives.
+        json.dumps({"net/\ud800": ENTRY}), json.dumps({"mtu \udc80": ENTRY}), json.dumps({"mtu \xe9": ENTRY}),
+        json.dumps({"net.core.rmem_max": {**ENTRY, "wants": {"\ud800": ["1", "exact"]}}}),
+        json.dumps({"net.core.rmem_max": {**ENTRY, "wants": {"gone": ["\ud800", "exact"]}}}),
+        json.dumps({"net.core.rmem_max": {**ENTRY, "found": "\ud800"}}),
+        json.dumps({"net.core.rmem_max": {**ENTRY, "set": "\xe9"}}),
+        json.dumps({"net.core.rmem_max": {**ENTRY, "beside": {"net/\ud800": "1"}}}),
+        json.dumps({"net.core.rmem_max": {**ENTRY, "beside": {"net.core.wmem_max": "\ud800"}}}),
     ],
 )  # fmt: skip
 def test_a_file_that_this_program_did_not_write(tree, shared, ledger_of, text):
