@@ -80,9 +80,10 @@ def _show(options):
 def _apply(options):
     ledger = _ledger(options)
     rows = tuning.apply(options, tuning.situation(options, None, device.resolve(options.remote), ledger), ledger)
-    refused = sum(outcome.why_not is not None for _, outcome in rows)
+    reasons = [outcome.why_not for _, outcome in rows]
     # In a container some keys cannot be set, whoever asks.
-    return rows, _whose_fault(rows) if refused == len(rows) else None
+    wrong = f"nothing could be tuned: {reasons[0]}" if reasons and all(reasons) else None
+    return rows, f"{wrong}; run it as root" if wrong and os.geteuid() else wrong
 
 
 def _revert(options):
@@ -127,10 +128,6 @@ def _options(file):
 def _ledger(options):
     directory = sysctl.shared_directory(options.runtime_directory)
     return sysctl.Ledger(directory, sysctl.BY_HAND, by_hand=True)
-
-
-def _whose_fault(rows):
-    return f"nothing could be tuned; it needs root ({rows[0][1].why_not})" if rows else None
 
 
 def _report(options):

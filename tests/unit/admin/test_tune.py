@@ -120,6 +120,20 @@ def test_a_wrong_configuration_is_one_line(client_file, ctl, action):
     assert (code, out) == (78, "") and len(error.splitlines()) == 1 and f"{client_file}:" in error
 
 
+def test_a_damaged_ledger_is_named(nowhere, client_file, ctl):
+    client_file.write_text(client_file.read_text().replace("64M", "1G"))  # more than any machine has
+    (nowhere / "net").mkdir()
+    (nowhere / "net" / "key").write_text("0\n")
+    Ledger(nowhere / "run" / ".shared", "(by hand)", by_hand=True, root=nowhere).want("net.key", "1")
+    (file,) = (nowhere / "run" / ".shared").glob("sysctl-*.json")
+    file.write_text("[")
+    reason = f"{file}: not what this program writes; remove the file"
+    code, out, _ = ctl("tune", "show", "--config", client_file, "--json")
+    assert code == 0 and reason in [row["why_not"] for row in json.loads(out)]
+    code, _, error = ctl("tune", "revert", "--config", client_file)
+    assert code == 1 and reason in error
+
+
 def test_nothing_to_revert(nowhere, ctl):
     code, out, _ = ctl("tune", "revert", "--json")
     assert (code, json.loads(out)) == (0, [])
