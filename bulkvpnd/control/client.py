@@ -12,6 +12,7 @@ server that answers either knows the session or begins another.
 """
 
 import collections
+import dataclasses
 import ipaddress
 import itertools
 import logging
@@ -75,6 +76,7 @@ class Client:
         self.tell = lambda event, **values: None
         self.network = None
         self._welcome = None  # of the present session; None while there is none
+        self._lacks_ipv6 = False  # whether it is without the IPv6 that the server gave
         self._server = None  # the address and port of the server that has it
         self._remote = None  # of those that are configured, the one that led there
         self._turn = 0  # which remote is tried next, while the session has no connection
@@ -283,7 +285,7 @@ class Client:
                 encoded = handshake.encode(hello)
                 shake.send(encoded)
                 welcome_body = shake.receive_message()
-                welcome = handshake.Welcome.decode(welcome_body)
+                welcome = self._possible(handshake.Welcome.decode(welcome_body), session)
                 self._check(welcome, hello, session)
                 head = shake.finish()
             if self._welcome is not session:
@@ -337,6 +339,20 @@ class Client:
             offloads=self._tun.offloads,
             replaces=replaces,
         )
+
+    def _possible(self, welcome, session):
+        """The server's answer without IPv6 where this machine has none. What was so when the session began counts for
+        all of its connections. Raises OSError where nothing would be left."""
+        if session is None:
+            self._lacks_ipv6 = welcome.ipv6 is not None and not link.has_ipv6(self._tun.name)
+        if not self._lacks_ipv6:
+            return welcome
+        what = f"{self._tun.name}: address {welcome.ipv6}: this machine has no IPv6"
+        if welcome.ipv4 is None:
+            raise OSError(f"{what}; the server needs a pool-ipv4, or switch it on here, {link.MEND_IPV6}")
+        if session is None:
+            log.warning("%s, so the tunnel carries IPv4 alone; switch it on, %s", what, link.MEND_IPV6)
+        return dataclasses.replace(welcome, ipv6=None)
 
     def _check(self, welcome, hello, session):
         """The server's answer against what was asked: what it pushes beyond that is not accepted."""

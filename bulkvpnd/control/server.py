@@ -59,8 +59,7 @@ class Server:
         self.changes = None
         self.on_change = lambda: None
         self.tell = lambda event, **values: None
-        self._pool = Pool((configuration.pool_ipv4, configuration.pool_ipv6),
-                          configuration.state_directory / "leases.json", _fixed_addresses(configuration))
+        self._pool = self._make_pool(configuration.pool_ipv6)
         self._networks = _networks(configuration)
         self._admission = Admission(*configuration.max_handshakes, configuration.max_handshakes_per_source,
                                     configuration.penalty_max)
@@ -72,6 +71,7 @@ class Server:
 
     def prepare(self):
         """What has to be on the machine before anything else runs. Raises LinkError or FirewallError."""
+        self._leave_out_ipv6()
         interfaces = self._pool.server_interfaces
         deadline = time.monotonic() + CRASH_SECONDS
         while True:
@@ -85,6 +85,22 @@ class Server:
                 gevent.sleep(0.05)
         self._warn_of_others(interfaces)
         gateway.apply(self._configuration, self.changes, self._tun.name, interfaces)
+
+    def _leave_out_ipv6(self):
+        """Where this machine has none: clients would only wait for what they send by it."""
+        network = self._configuration.pool_ipv6
+        if network is None or link.has_ipv6(self._tun.name):
+            return
+        what = f"pool-ipv6 = {network}: this machine has no IPv6"
+        if self._configuration.pool_ipv4 is None:
+            raise link.LinkError(f"{what}; give a pool-ipv4, or switch it on, {link.MEND_IPV6}")
+        log.warning("%s, so clients get IPv4 alone; take it out, or switch it on, %s", what, link.MEND_IPV6)
+        self._pool = self._make_pool(None)
+
+    def _make_pool(self, pool_ipv6):
+        configuration = self._configuration
+        return Pool((configuration.pool_ipv4, pool_ipv6), configuration.state_directory / "leases.json",
+                    _fixed_addresses(configuration))
 
     def _warn_of_others(self, interfaces):
         for interface in interfaces:

@@ -20,6 +20,13 @@ IN6_ADDR_GEN_MODE_NONE = 1
 """linux/if_link.h: no link-local address, whose traffic the far end would only drop."""
 
 
+NO_IPV6 = (errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.EACCES)
+"""What the kernel says of IPv6 addresses, routes and rules where it is not compiled in, or is switched off by
+ipv6.disable or net.ipv6.conf.*.disable_ipv6."""
+MEND_IPV6 = "see: sysctl -ar disable_ipv6; cat /proc/cmdline"
+"""Where whoever wants it looks."""
+
+
 class LinkError(Exception):
     """The kernel refused; the message names device, value and reason."""
 
@@ -48,6 +55,17 @@ def bring_up(name, mtu, txqueuelen, group):
             # It works with them, too.
             pass
         _do(f"{name}: up", route.link, "set", index=index, state="up")
+
+
+def has_ipv6(name):
+    """Whether the device `name`, which is up, can have IPv6 addresses. Raises LinkError."""
+    with IPRoute() as route:
+        for message in route.get_links(_index(route, name)):
+            families = message.get_attr("IFLA_AF_SPEC")
+            ipv6 = families and families.get_attr("AF_INET6")
+            settings = ipv6 and ipv6.get_attr("IFLA_INET6_CONF")
+            return bool(settings) and not settings["disable_ipv6"]
+    return False
 
 
 def check_addresses(name, interfaces):

@@ -20,7 +20,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from bulkvpnd.host.firewall import chain, meta
-from bulkvpnd.host.link import LinkError
+from bulkvpnd.host.link import NO_IPV6, LinkError
 from bulkvpnd.host.routes import FAMILIES, PROTOCOL, RT_TABLE_MAIN, RTN_UNICAST, reason
 
 log = logging.getLogger(__name__)
@@ -38,8 +38,6 @@ FIB_RULE_INVERT = 2
 LAST = 65535
 """Metric of the unreachable route, so that both can be there while one takes the other's place (choice)."""
 _DEFAULT = {4: "0.0.0.0/0", 6: "::/0"}
-_NO_FAMILY = (errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.EACCES)
-"""Without IPv6 in the kernel, or switched off by net.ipv6.conf.*.disable_ipv6: there is nothing that could leak."""
 
 
 def choose_mark():
@@ -136,7 +134,8 @@ class Redirect:
         try:
             function(*arguments, **options)
         except NetlinkError as error:
-            if version == 6 and error.code in _NO_FAMILY:
+            if version == 6 and error.code in NO_IPV6:
+                # There is nothing that could leak.
                 log.debug("redirect-gateway: no IPv6: %s", reason(error))
             elif error.code != errno.EEXIST:
                 raise LinkError(f"redirect-gateway: IPv{version}: {reason(error)}") from None

@@ -5,6 +5,8 @@ import json
 import pytest
 from harness import INNER, wait_until
 
+from bulkvpnd.admin import namespaces
+
 
 @pytest.mark.parametrize("remote", ["192.0.2.1", "[2001:db8::1]"])
 def test_tunnel_comes_and_goes(network, remote):
@@ -42,6 +44,33 @@ def test_a_link_local_remote(network):
     client = network.start_client("--remote=[fe80::1%veth0]").wait_ready()
     client.wait_connections(4)
     assert not client.lines("failed")
+
+
+@pytest.mark.parametrize("which", ["all", "default"])
+@pytest.mark.parametrize("end", ["server", "client"])
+def test_a_host_without_ipv6(network, end, which):
+    """The files that pki makes have a pool of IPv6; such a host goes on with IPv4, and says so once."""
+    host = getattr(network, end)
+    host.run(["sysctl", "-q", "-w", f"net.ipv6.conf.{which}.disable_ipv6=1"])
+    server = network.start_server("--nat=yes").wait_ready()
+    client = network.start_client("--redirect-gateway=yes").wait_ready()
+    client.wait_connections(4)
+    assert network.ping(4) and not network.ping(6, count=1)
+    warnings = [*server.lines("WARNING"), *client.lines("WARNING")]
+    assert [f"bulkvpnd@{end}" in line and "this machine has no IPv6, so " in line for line in warnings] == [True]
+    assert client.status()["addresses"] == ["10.86.0.2/24"]
+    assert client.stop() == 0 and server.stop() == 0
+
+
+def test_a_host_without_ipv6_and_nothing_else(network):
+    text = (network.directory / "server.conf").read_text()
+    (network.directory / "server.conf").write_text(
+        "".join(line for line in text.splitlines(True) if not line.startswith("pool-ipv4")))
+    network.server.run(["sysctl", "-q", "-w", "net.ipv6.conf.all.disable_ipv6=1"])
+    server = network.start_server()
+    wait_until(lambda: namespaces.exited(server.process), 20, "it gives up")
+    assert server.lines("ERROR: pool-ipv6 = fd86::/64: this machine has no IPv6; give a pool-ipv4, or switch it on")
+    assert server.stop() == 1
 
 
 @pytest.mark.parametrize(("server_flags", "client_flags"), [

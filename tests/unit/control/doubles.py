@@ -137,6 +137,8 @@ class Tun:
 class Link:
     """In place of host.link: takes note of what the device would get."""
 
+    MEND_IPV6 = "see: sysctl"
+
     class LinkError(Exception):
         pass
 
@@ -146,6 +148,10 @@ class Link:
         self.taken = 0  # how often somebody else has the addresses still
         self.led = 0  # how often somebody else leads to their networks still
         self.parts = ()  # of a network, that somebody else has
+        self.ipv6 = True  # whether the machine has it
+
+    def has_ipv6(self, name):
+        return self.ipv6
 
     def check_addresses(self, name, interfaces):
         self.taken -= 1

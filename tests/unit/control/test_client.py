@@ -359,6 +359,33 @@ def test_an_address_that_another_device_has_is_waited_for(start, caplog):
     assert client.link.calls == [("addresses", "bulk0", ["10.86.0.2/32"]), ("mtu", "bulk0", 1400)]
 
 
+def test_without_ipv6_a_session_has_ipv4_alone(start, caplog):
+    both = {"ipv6": ipaddress.ip_interface("fd86::2/64")}
+    client = start(script=lambda hello: granting(hello, **both))
+    client.link.ipv6 = False
+    messages = attached(client, 2)
+    lines = [line for line in caplog.messages if "no IPv6" in line]
+    assert len(lines) == 1 and lines[0].startswith("bulk0: address fd86::2/64: this machine has no IPv6, so the tunnel")
+    assert client.link.calls[0] == ("addresses", "bulk0", ["10.86.0.2/32"])
+    assert client.status({})["addresses"] == ["10.86.0.2/24"]
+    # What is switched on meanwhile is for the next session.
+    client.link.ipv6 = True
+    ends(client, messages[1])
+    attached(client, 3)
+    assert "does not answer" not in caplog.text
+
+
+def test_a_session_of_ipv6_alone_needs_it(start, caplog):
+    client = start(count=1, script=lambda hello: None)
+    client.link.ipv6 = False
+    client.server.script = lambda hello: granting(hello, ipv4=None, ipv6=ipaddress.ip_interface("fd86::2/64"),
+                                                  connections=1)
+    client._greenlets.append(gevent.spawn(client._dial_forever, 0))
+    until(lambda: "failed: bulk0: address fd86::2/64: this machine has no IPv6; the server needs a pool" in caplog.text)
+    client.link.ipv6 = True
+    attached(client, 1)
+
+
 # replacement
 
 

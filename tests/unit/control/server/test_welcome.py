@@ -115,6 +115,26 @@ def test_the_device_of_a_crashed_run_may_take_a_moment_to_go(start, monkeypatch)
     assert applied == ["bulk0"]
 
 
+def test_without_ipv6_clients_get_ipv4_alone(site, start, monkeypatch, caplog):
+    monkeypatch.setattr(server_module.gateway, "apply", lambda *arguments: None)
+    server = start(pool_ipv6="fd86::/64")
+    server.prepare()
+    assert admit(site, server).welcome.ipv6 and not caplog.messages
+    server = start(pool_ipv6="fd86::/64")
+    server.link.ipv6 = False
+    server.prepare()
+    (line,) = caplog.messages
+    assert line.startswith("pool-ipv6 = fd86::/64: this machine has no IPv6, so clients get IPv4 alone; take it out")
+    assert [str(one) for one in server._pool.server_interfaces] == ["10.86.0.1/24"]
+
+
+def test_a_pool_of_ipv6_alone_needs_it(start):
+    server = start(pool_ipv4=None, pool_ipv6="fd86::/64")
+    server.link.ipv6 = False
+    with pytest.raises(server.link.LinkError, match="fd86::/64: this machine has no IPv6; give a pool-ipv4"):
+        server.prepare()
+
+
 def test_parts_of_a_pool_that_others_have_are_one_line(start, monkeypatch, caplog):
     monkeypatch.setattr(server_module.gateway, "apply", lambda *arguments: None)
     server = start(pool_ipv6="fd86::/64")
