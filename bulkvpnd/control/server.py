@@ -163,7 +163,15 @@ class Server:
         if is_too_often:
             # It keeps its place meanwhile, and there are few for one source: so it cannot come back at once.
             gevent.sleep(PACE_PAUSE)
-        hello_body = shake.receive_message()
+        try:
+            hello_body = shake.receive_message()
+        except RemoteError as error:
+            if error.reason != "left":
+                raise
+            # Nothing is wrong with who it is: a client that is stopped, or a doctor's look at the port.
+            log.info("%s from %s left before it asked for a session", identity, peer,
+                     extra={"IDENTITY": identity, "PEER": peer, "REASON": error.reason})
+            return
         try:
             if is_too_often:
                 raise Refused("busy", "too many handshakes of this identity")

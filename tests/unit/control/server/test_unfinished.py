@@ -1,11 +1,12 @@
 """control.server: handshakes that take too long, and what happens to those during which something ends."""
 
+import logging
 import time
 
 import gevent
 import pytest
 from doubles import connected, establish, shaken, until
-from logins import admit, closes, json_hello, live, state
+from logins import admit, closes, json_hello, lines, live, state
 
 from bulkvpnd.control import server as server_module
 from bulkvpnd.protocol.errors import RemoteError
@@ -120,3 +121,16 @@ def test_what_waits_too_long_for_its_first_frame_is_cut(site, start, monkeypatch
     else:
         until(lambda: not list(server._sessions), "the session is over")
         assert len(server.workers.told("forget")) == 2
+
+
+def test_who_is_known_and_leaves_has_failed_at_nothing(site, server, caplog):
+    """As bulkvpnctl doctor does. A stranger who leaves has."""
+    caplog.set_level(logging.INFO)
+    with shaken(connected(server.port), site.clients["alice"]):
+        pass
+    until(lambda: "left" in caplog.text, "a line of it")
+    [line] = lines(caplog)[-1:]
+    assert line.getMessage().startswith("alice from 127.0.0.1:") and line.IDENTITY == "alice"
+    assert line.levelno == logging.INFO and server.status({})["listener"]["failed"] == 0
+    connected(server.port).close()
+    until(lambda: server.status({})["listener"]["failed"] == 1)
