@@ -30,11 +30,11 @@ class Kind:
 KINDS = {
     # option: Kind
     "certificate": Kind(
-        "the certificate of this end", "no connection can be made", "make another with: bulkvpnctl pki renew NAME",
+        "the certificate of this end", "no connection can be made", "bulkvpnctl doctor says how it is renewed",
         extra={"MESSAGE_ID": events.ID["certificate-expires"]}),
     "ca": Kind(
         "the certificate of the authority", "no connection can be made",
-        "where the authority is, bulkvpnctl pki list says how it is renewed",
+        "bulkvpnctl pki list, where the authority is, says how it is renewed",
         extra={"MESSAGE_ID": events.ID["authority-expires"]}),
     "crl": Kind(
         "the revocation list", "every new connection is refused", "make a new one with: bulkvpnctl pki crl",

@@ -37,7 +37,7 @@ def test_a_warning_each_day_then_an_error_each_hour(said, caplog, option):
     first = END - 10 * DAY
     ((level, text),) = said(expiry, ends, first)
     assert level == logging.WARNING and text.startswith(f"{KINDS[option].name} expires in 10 days; ")
-    assert "bulkvpnctl pki" in text
+    assert "bulkvpnctl" in text and "NAME" not in text
     assert caplog.records[0].MESSAGE_ID == events.ID[EVENTS[option]]
     assert said(expiry, ends, first + WARNING_PERIOD - SECOND) == []
     assert "expires in 9 days" in said(expiry, ends, first + WARNING_PERIOD)[0][1]
