@@ -119,11 +119,12 @@ def _certificate(subject):
         mend = next((mend(subject) for words, mend in DATES.items() if words in str(error)), None)
         return [Verdict(PROBLEM, str(error), mend)]
     text = f"{name}, valid until {min(expiries.values()):%Y-%m-%d}"
-    mends = {"ca": "bulkvpnctl pki list says how to renew the authority, and then what it signed",
-             "certificate": f"bulkvpnctl pki renew {name}"}
+    mends = {"ca": "on the authority's machine: bulkvpnctl pki list says how to renew the authority, and then what it "
+                   "signed",
+             "certificate": _another(subject)}
     due = [mend for option, mend in mends.items() if expiries[option] - now < pki.WARNING_TIME]
     if due:
-        return [Verdict(NOTE, text, f"on the authority's machine: {due[0]}")]
+        return [Verdict(NOTE, text, due[0])]
     return [Verdict(FINE, text)]
 
 
@@ -186,14 +187,13 @@ def _names(subject):
             yield Verdict(FINE, f"{host} is {', '.join(dict.fromkeys(addresses))}")
 
 
-def _another(subject, verb="renew", name=None):
-    """What gives this end another certificate. verb: of bulkvpnctl pki, add or renew. name: in the one that it has."""
+def _another(subject, verb="renew"):
+    """What gives this end another certificate. verb: of bulkvpnctl pki, add or renew."""
     configuration = subject.configuration
-    if name is None:
-        try:
-            name = pki.describe(subject.machine.pem("certificate")).name
-        except (config.ConfigurationError, pki.PKIError):
-            name = "NAME"
+    try:
+        name = pki.describe(subject.machine.pem("certificate")).name
+    except (config.ConfigurationError, pki.PKIError):
+        name = "NAME"
     if configuration.mode == "server":
         return f"on the authority's machine: bulkvpnctl pki renew {name}; here: systemctl restart {subject.unit}"
     remotes = " ".join(f"--remote [{host}]:{port}" if ":" in host else f"--remote {host}:{port}"
@@ -203,12 +203,19 @@ def _another(subject, verb="renew", name=None):
             f"bulkvpnctl import {name}.conf{instance} --force --start")
 
 
+def _take_theirs(subject):
+    return (f"in {subject.configuration.path}: take ca, certificate and key from the server's own bulkvpnctl pki add, "
+            "or correct remote")
+
+
 MENDS = {
     # words of diagnosis.ANSWERS: subject -> what mends it
     "connection refused": lambda subject: "on the server: bulkvpnctl doctor",
     "certificate revoked": lambda subject: _another(subject, "add"),
     "certificate expired": lambda subject: f"date, at both ends; {_another(subject)}",
-    "unknown ca": lambda subject: "take ca, certificate and key from the server's own bulkvpnctl pki add",
+    "unknown ca": _take_theirs,
+    "self-signed certificate": _take_theirs,
+    "unable to get local issuer": _take_theirs,
     "bad certificate": lambda subject: f"date, on the server; {journal('server')} there says more",
     "has expired": lambda subject: "date; on the authority's machine: bulkvpnctl pki renew server",
     "not yet valid": lambda subject: SET_CLOCK,
@@ -225,6 +232,11 @@ def _port(subject):
             continue
         if greeting is None:
             yield Verdict(NOT_CHECKED, f"{host}: no address")
+        elif greeting.error is None and greeting.name.lower() != subject.configuration.server_name.lower():
+            yield Verdict(PROBLEM, f"{greeting.address} has a certificate for {greeting.name}, and server-name is "
+                                   f"{subject.configuration.server_name}",
+                          f"in {subject.configuration.path}: server-name = {greeting.name}, or correct remote; then: "
+                          f"systemctl restart {subject.unit}")
         elif greeting.error is None:
             yield Verdict(FINE, f"{greeting.address} lets this client in")
         else:
@@ -456,8 +468,8 @@ def _nat(subject):
     if subject.configuration.nat:
         if table in masquerades:
             return [Verdict(FINE, f"table {firewall.FAMILY} {table}")]
-        return [Verdict(PROBLEM, f"nat = yes, but no table {firewall.FAMILY} {table} translates: somebody removed it",
-                        f"systemctl restart {subject.unit}")]
+        return [Verdict(PROBLEM, f"nat = yes, but no table {firewall.FAMILY} {table} translates: it counts from a "
+                                 "restart on, or somebody removed it", f"systemctl restart {subject.unit}")]
     if masquerades:
         return [Verdict(FINE, f"not by this instance; by table {', '.join(sorted(masquerades))}")]
     if _is_gateway(subject.configuration) or subject.configuration.dns:
@@ -474,8 +486,10 @@ def _dns(subject):
     servers = [str(one) for one in configuration.dns]
     if configuration.mode == "client":
         manager = subject.machine.dns_manager()
-        if manager is None and (servers or configuration.accept_dns):
-            found.append(Verdict(NOTE, "nothing here takes name servers of the tunnel",
+        pushed = (subject.report or {}).get("pushed_dns", ()) if configuration.accept_dns else ()
+        wanted = servers or pushed
+        if manager is None and wanted:
+            found.append(Verdict(NOTE, f"nothing here takes name servers of the tunnel, {', '.join(wanted)}",
                                  "apt install systemd-resolved polkitd"))
         if subject.device and manager == "systemd-resolved":
             given = subject.machine.name_servers(subject.device)

@@ -39,6 +39,9 @@ ANSWERS = (
     ("unknown ca", "the server does not know the authority that signed this client's certificate"),
     ("bad certificate", "the server does not take this client's certificate; its clock may be wrong"),
     ("has expired", "the server's certificate has expired, or this machine's clock is wrong"),
+    ("hostname mismatch", "the server's certificate carries another name than server-name"),
+    ("self-signed certificate", "the server's certificate is of an authority that this client does not know"),
+    ("unable to get local issuer", "the server's certificate is of an authority that this client does not know"),
     ("not yet valid", "the server's certificate is not valid yet: this machine's clock is behind"),
     ("reset by peer", "the connection is ended at once, as a server does for some seconds with who has failed before"),
 )  # fmt: skip

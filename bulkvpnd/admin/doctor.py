@@ -9,9 +9,14 @@ import threading
 import rich.markup
 
 from bulkvpnd import config
-from bulkvpnd.admin import checks, machine, screen
+from bulkvpnd.admin import checks, files, machine, screen
 from bulkvpnd.admin.diagnosis import NOT_CHECKED, PROBLEM, Verdict
 from bulkvpnd.admin.errors import CommandError
+
+
+BEGIN = ("to make a server: bulkvpnctl pki init; a client: bulkvpnctl import FILE, which pki add has made on the "
+         "server; or name the configuration with --config")
+"""The mend where there is no instance."""
 
 
 def add_arguments(parser):
@@ -61,17 +66,25 @@ def run(arguments):
 
 def _files(arguments):
     if arguments.config:
-        return [arguments.config]
+        return [_readable(arguments.config, "name a file that is there")]
     if arguments.instance:
         if not config.NAME.fullmatch(arguments.instance):
             raise CommandError(f"{arguments.instance}: not the name of an instance; server is the one of "
                                "bulkvpnd@server", os.EX_USAGE)
-        return [config.CONFIGURATION_DIRECTORY / f"{arguments.instance}.conf"]
+        there = f"; there is: {', '.join(instances())}" if instances() else ""
+        return [_readable(config.CONFIGURATION_DIRECTORY / f"{arguments.instance}.conf", BEGIN + there)]
+    with files.about(config.CONFIGURATION_DIRECTORY, "cannot be read", BEGIN):
+        os.listdir(config.CONFIGURATION_DIRECTORY)  # the pattern finds nothing in what cannot be read
     found = _configurations()
     if not found:
-        raise CommandError(f"{config.CONFIGURATION_DIRECTORY}: no *.conf can be seen; run it as root, or name the "
-                           "configuration with --config", os.EX_USAGE)
-    return found
+        raise CommandError(f"{config.CONFIGURATION_DIRECTORY}: has no *.conf; {BEGIN}", os.EX_USAGE)
+    return [_readable(file) for file in found]
+
+
+def _readable(file, missing=""):
+    with files.about(file, "cannot be read", missing):
+        open(file).close()
+    return file
 
 
 def examine(flags, console=None, make=machine.Machine, table=checks.CHECKS):

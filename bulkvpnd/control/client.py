@@ -558,7 +558,7 @@ class Client:
             self._counted,
         )
         return {"addresses": [str(one) for one in (welcome.ipv4, welcome.ipv6) if one], "sessions": [session],
-                "failure": self._failure}
+                "failure": self._failure, "pushed_dns": [str(one) for one in welcome.dns]}
 
 
 def _addresses(welcome):

@@ -121,3 +121,23 @@ def test_a_path_that_carries_less_than_its_ends(network):
     network.client.ip("link", "set", "veth0", "mtu", mend.rpartition(" ")[2])
     found, _ = doctor(network, network.client, "client")
     assert found["path MTU"] == [("fine", "192.0.2.1 gets packets of 1304 bytes", None)]
+
+
+def test_the_certificate_of_another_server(network):
+    """By its name, and by its authority: the mend is in the client's file, and not in the server's log."""
+    server = network.start_server().wait_ready()
+    assert "server" not in problems(network, network.client, "client")
+    wait_until(lambda: server.lines("INFO: client from 192.0.2.2:[0-9]* left before it asked"), 10, "a line of it")
+    assert server.status()["listener"]["failed"] == 0 and not server.lines("turned away")
+    file = network.directory / "client.conf"
+    file.write_text(file.read_text().replace("server-name = server", "server-name = other"))
+    found = problems(network, network.client, "client")["server"]
+    assert "192.0.2.1:7443 has a certificate for server, and server-name is other" in found
+    assert f"| in {file}: server-name = server, or correct remote; then: systemctl restart bulkvpnd@client" in found
+    elsewhere = network.directory / "elsewhere"
+    network.pki("init", directory=elsewhere)
+    network.pki("add", "stranger", "--remote", "192.0.2.1", "--output", network.directory / "stranger.conf",
+                directory=elsewhere)
+    found = problems(network, network.client, "stranger")["server"]
+    assert "of an authority that this client does not know" in found and "stranger.conf: take ca, cert" in found
+    assert server.stop() == 0

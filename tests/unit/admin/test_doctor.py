@@ -5,6 +5,9 @@ import datetime
 import io
 import ipaddress
 import json
+import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -42,8 +45,8 @@ class Double:
     fine = {
         "check_files": None, "now": NOW, "report": WELL, "requirements": [("gevent", "22.10", "24.11.1+x")],
         "open_tun": None, "clock_is_kept": True, "resolve": [(2, ("192.0.2.1", 7443))],
-        "greet": Greeting("done", None, "192.0.2.1:7443"), "towards": ["eth0"], "mtu": 1500, "ping": True,
-        "listening": {7443}, "ruleset": [], "forwarded": [4], "sysctl": "1",
+        "greet": Greeting("done", None, "192.0.2.1:7443", name="server"), "towards": ["eth0"], "mtu": 1500,
+        "ping": True, "listening": {7443}, "ruleset": [], "forwarded": [4], "sysctl": "1",
         "tuned": [(Wish("congestion", "TCP_CONGESTION", "bbr", "exact"), Outcome("TCP_CONGESTION", "x", "bbr", "bbr"))],
         "routes": [(ipaddress.ip_network("192.0.2.0/24"), "eth0"), (ipaddress.ip_network("10.86.0.0/24"), "bulk0")],
         "dns_manager": "systemd-resolved", "name_servers": ["10.86.0.1"], "asks": True,
@@ -128,6 +131,12 @@ CASES = [
     ("server", PROBLEM, "has expired", {"greet": Greeting("tls", "TLS: SSLV3_ALERT_CERTIFICATE_EXPIRED", "a")}, {}),
     ("server", PROBLEM, "clock is behind", {"greet": Greeting("tls", "certificate is not yet valid", "a")}, {}),
     ("server", PROBLEM, "bulkvpnctl status", {"greet": Greeting("connect", "Connection reset by peer", "a")}, {}),
+    ("server", PROBLEM, "certificate for gate, and server-name is server|in /etc/bulkvpn/x.conf: server-name = gate,",
+     {"greet": Greeting("done", None, "192.0.2.1:7443", name="gate")}, {}),
+    ("server", PROBLEM, "authority that this client does not know|in /etc/bulkvpn/x.conf: take ca,",
+     {"greet": Greeting("tls", "the peer's certificate: self-signed certificate in certificate chain", "a")}, {}),
+    ("server", PROBLEM, "authority that this client does not know|in /etc/bulkvpn/x.conf: take ca,",
+     {"greet": Greeting("tls", "the peer's certificate: unable to get local issuer certificate", "a")}, {}),
     ("server", PROBLEM, "something else", {"greet": Greeting("tls", "something else", "a")}, {}),
     ("server", NOT_CHECKED, "no such name", {"greet": OSError(1, "no such name")}, {}),
     ("server", NOT_CHECKED, "no address", {"greet": None}, {}),
@@ -186,11 +195,17 @@ CASES = [
     ("forwarding", NOT_CHECKED, "forwards nothing", {"forwarded": []}, {"mode": "server"}),
     ("forwarding", NOT_CHECKED, "bad.conf", {"forwarded": config.ConfigurationError("bad.conf: bad")}, GATEWAY),
     ("forwarding", NOT_CHECKED, "not run", {"report": STOPPED}, GATEWAY),
-    ("NAT", PROBLEM, "bulkvpnd_x", {}, GATEWAY),
+    ("NAT", PROBLEM, "no table inet bulkvpnd_x translates: it counts from a restart on, or", {}, GATEWAY),
     ("NAT", NOTE, "set nat = yes", {}, {"mode": "server", "client_to_client": True}),
     ("NAT", NOT_CHECKED, "not run", {"report": STOPPED}, GATEWAY),
     ("DNS", PROBLEM, "10.86.0.1 does not answer", {"asks": False}, {}),
-    ("DNS", NOTE, "systemd-resolved", {"dns_manager": None}, {}),
+    ("DNS", NOTE, "of the tunnel, 10.86.0.1|apt install systemd-resolved",
+     {"dns_manager": None, "report": changed(pushed_dns=["10.86.0.1"])}, {}),
+    ("DNS", NOTE, "of the tunnel, 10.86.0.53|apt install systemd-resolved", {"dns_manager": None},
+     {"dns": ("10.86.0.53",)}),
+    ("DNS", NOT_CHECKED, "no name server", {"dns_manager": None}, {}),
+    ("DNS", NOT_CHECKED, "no name server", {"dns_manager": None, "report": changed(pushed_dns=["10.86.0.1"])},
+     {"accept_dns": False}),
     ("DNS", PROBLEM, "/etc/resolv.conf has none", {"dns_manager": "resolvconf", "asked": ["192.0.2.53"]}, {}),
     ("DNS", PROBLEM, "10.86.0.1 does not answer", {"dns_manager": "resolvconf", "asks": False}, {}),
     ("DNS", NOT_CHECKED, "no name server", {"dns_manager": "resolvconf", "recorded": []}, {}),
@@ -227,7 +242,9 @@ def test_what_is_right_is_fine(check, answers, fields):
 
 
 @pytest.mark.parametrize(("days", "state", "words"), [
-    (0, FINE, "laptop, valid until 2027-01-01"), (200, NOTE, "pki renew laptop"), (400, PROBLEM, "expired at"),
+    (0, FINE, "laptop, valid until 2027-01-01"), (400, PROBLEM, "expired at"),
+    (200, NOTE, "|on the authority's machine: bulkvpnctl pki renew laptop --remote vpn.example.org:7443 --output "
+                "laptop.conf; then here: bulkvpnctl import laptop.conf --name x --force --start"),
     (400, PROBLEM, "|date; on the authority's machine: bulkvpnctl pki renew laptop --remote vpn.example.org:7443"),
     (-300, PROBLEM, "|apt install systemd-timesyncd; timedatectl set-ntp true"),
 ])  # fmt: skip
@@ -303,6 +320,28 @@ def test_a_configuration_that_is_wrong_is_the_only_problem(tmp_path, ctl):
     assert row["instance"] == "client" and row["state"] == PROBLEM and f"{file}:1: mode" in row["text"]
     code, out, _ = ctl("doctor", "--config", file)
     assert code == 1 and "1 problem" in out
+
+
+def test_where_nothing_is(ctl, tmp_path, monkeypatch):
+    monkeypatch.setattr(config, "CONFIGURATION_DIRECTORY", tmp_path / "etc")
+    for arguments in ([], ["laptop"], [], ["laptop"]):
+        code, out, error = ctl("doctor", *arguments)
+        assert code and not out and error.count("\n") == 1
+        assert "bulkvpnctl pki init" in error and "bulkvpnctl import FILE" in error and "as root" not in error
+        (tmp_path / "etc").mkdir(exist_ok=True)
+    (tmp_path / "etc" / "office.conf").touch()
+    assert "laptop.conf: cannot be read: No such file or directory; " in (said := ctl("doctor", "laptop")[2])
+    assert said.endswith("; there is: office\n")
+    assert "name a file that is there" in ctl("doctor", "--config", tmp_path / "x.conf")[2]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be somebody else")
+def test_who_may_not_read_it_is_to_be_root(tmp_path):
+    file = tmp_path / "x.conf"
+    file.touch(0o600)
+    done = subprocess.run(["setpriv", "--reuid=65534", "--clear-groups", sys.executable, "-m", "bulkvpnd.admin",
+                           "doctor", "--config", file], capture_output=True, text=True)
+    assert done.returncode == os.EX_NOPERM and "Permission denied; run it as root" in done.stderr
 
 
 def test_a_name_that_is_none(ctl):

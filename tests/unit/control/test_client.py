@@ -526,7 +526,7 @@ def test_status_shows_what_lives_and_no_secret(start):
     messages = attached(client, 2)
     establish(client, messages[0]["connection"])
     report = client.status({messages[0]["connection"]: {"bytes_in": 3}})
-    assert report["addresses"] == ["10.86.0.2/24"]
+    assert report["addresses"] == ["10.86.0.2/24"] and report["pushed_dns"] == []
     (connection,) = report["sessions"][0]["connections"]
     assert connection["bytes_in"] == 3 and connection["peer"] == f"127.0.0.1:{client.server.port}"
     assert (report["sessions"][0]["bytes_in"], report["sessions"][0]["agreed_connections"]) == (3, 2)
