@@ -240,9 +240,9 @@ class Hello:
     connections: int
     frame_size: int
     offloads: tuple
-    rekey_bytes: int = REKEY_BYTES_RANGE[1]
-    rekey_interval: int = 900
-    replaces: bool = False
+    rekey_bytes: int
+    rekey_interval: int
+    replaces: bool
 
     def to_json(self):
         return {
@@ -311,11 +311,11 @@ class Welcome:
     rcvbuf: int | None
     keepalive: int
     keepalive_timeout: int
+    rekey_bytes: int
+    rekey_interval: int
     routes: tuple = ()
     dns: tuple = ()
     dns_search: tuple = ()
-    rekey_bytes: int = REKEY_BYTES_RANGE[1]
-    rekey_interval: int = 900
 
     def to_json(self):
         return {

@@ -53,7 +53,8 @@ class RawClient:
 
     def send_hello(self, **fields):
         """HELLO as a good client says it, but for `fields`, named as in JSON."""
-        hello = handshake.Hello(None, None, 0, os.urandom(keys.RANDOM_SIZE), ("aes-256-gcm",), 4, 256 << 10, ())
+        hello = handshake.Hello(None, None, 0, os.urandom(keys.RANDOM_SIZE), ("aes-256-gcm",), 4, 256 << 10, (),
+                                64 << 30, 900, False)
         body = json.dumps({**hello.to_json(), **fields}).encode("ascii")
         self._hello, self._random = body, hello.random
         self.send_message(body)

@@ -283,7 +283,7 @@ class Routes:
 
 HELLO = handshake.Hello(
     session=None, token=None, index=0, random=bytes(range(32)), ciphers=("aes-256-gcm", "chacha20-poly1305"),
-    connections=4, frame_size=262144, offloads=("csum", "tso"),
+    connections=4, frame_size=262144, offloads=("csum", "tso"), rekey_bytes=1 << 36, rekey_interval=900, replaces=False,
 )  # fmt: skip
 
 

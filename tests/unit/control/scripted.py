@@ -22,7 +22,7 @@ from bulkvpnd.protocol.handshake import Hello, Welcome
 WELCOME = Welcome(
     session=b"1" * 16, token=b"2" * 32, index=0, random=bytes(32), cipher="aes-256-gcm", connections=2,
     frame_size=262144, offloads=("csum", "tso"), ipv4=ipaddress.ip_interface("10.86.0.2/24"), ipv6=None, mtu=1400,
-    sndbuf=None, rcvbuf=None, keepalive=5, keepalive_timeout=20,
+    sndbuf=None, rcvbuf=None, keepalive=5, keepalive_timeout=20, rekey_bytes=1 << 36, rekey_interval=900,
 )  # fmt: skip
 
 

@@ -82,7 +82,7 @@ class AnyOrder(RuleBasedStateMachine):
             session=session.id, token=session.token, index=hello.index, random=self.random(32), cipher="aes-256-gcm",
             connections=session.terms["connections"], frame_size=hello.frame_size, offloads=(),
             ipv4=session.interfaces[4], ipv6=None, mtu=1400, sndbuf=None, rcvbuf=None, keepalive=10,
-            keepalive_timeout=30,
+            keepalive_timeout=30, rekey_bytes=1 << 36, rekey_interval=900,
         )  # fmt: skip
 
     def receive(self, end, sealed):
@@ -117,7 +117,8 @@ class AnyOrder(RuleBasedStateMachine):
     # What clients do.
 
     def dial(self, identity, session, token, index):
-        hello = handshake.Hello(session, token, index, self.random(32), ("aes-256-gcm",), 2, 1 << 17, ())
+        hello = handshake.Hello(session, token, index, self.random(32), ("aes-256-gcm",), 2, 1 << 17, (),
+                                1 << 36, 900, False)
         body = handshake.encode(hello)[handshake.PREFIX_SIZE :]
         self.hellos.append(body)
         before = self.live()
