@@ -360,14 +360,21 @@ def _routes(subject):
                             f"ip route delete {other} dev {name}; or give the tunnel another range")
                     if other.subnet_of(network) else Verdict(NOTE, text, f"ip route show {other}")
                 )
-    for text in subject.addresses() if configuration.mode == "client" and not configuration.redirect_gateway else ():
+    far = {"server": subject.machine.half_open,
+           "client": lambda: () if configuration.redirect_gateway else subject.addresses()}[configuration.mode]()
+    for text in far:
         address = ipaddress.ip_address(text)
         # The longest prefix decides; a route of the tunnel's own that is no longer than another's leads nowhere.
         best = max(((network.prefixlen, name) for network, name in present
                     if network.version == address.version and address in network), default=(0, None))
         if subject.device and best[1] == subject.device:
-            found.append(Verdict(PROBLEM, f"the route to the server, {text}, leads into the tunnel",
-                                 f"ip route get {text}; take that network out of routes and accept-routes"))
+            found.append(
+                Verdict(PROBLEM, f"the route to the server, {text}, leads into the tunnel",
+                        f"ip route get {text}; take that network out of routes and accept-routes")
+                if configuration.mode == "client" else
+                Verdict(PROBLEM, f"{text} begins to connect, and the answer goes into the tunnel",
+                        f"ip route get {text}; take the network with that address from its client")
+            )
     return found or [Verdict(FINE, f"{', '.join(sorted(map(str, wanted))) or 'nothing yet'}: nobody else's")]
 
 

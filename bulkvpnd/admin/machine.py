@@ -16,6 +16,7 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 import time
 
 import dns.exception
@@ -36,8 +37,8 @@ ALERT_TIME = 1.0
 when our side of the handshake is over already (RFC 8446 section 4.4.2)."""
 TIME_ERROR = 5
 """adjtimex(2): nothing keeps the clock right."""
-LISTEN = "0A"
-"""TCP_LISTEN in /proc/net/tcp (linux/tcp_states.h)."""
+LISTEN, SYN_RECEIVED = "0A", "03"
+"""TCP_LISTEN and TCP_SYN_RECV in /proc/net/tcp (net/tcp_states.h)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,12 +192,12 @@ class Machine:
 
     def listening(self):
         """Ports on which something here accepts TCP connections."""
-        ports = set()
-        for file in ("/proc/net/tcp", "/proc/net/tcp6"):
-            with contextlib.suppress(FileNotFoundError):
-                rows = [line.split() for line in pathlib.Path(file).read_text().splitlines()[1:]]
-                ports.update(int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == LISTEN)
-        return ports
+        return {port for port, _ in _tcp_sockets(LISTEN)}
+
+    def half_open(self):
+        """Addresses, texts, that began to connect to a port of `listen`, and have not acknowledged the answer."""
+        ports = {port for _, port in self._configuration.listen}
+        return list(dict.fromkeys(address for port, address in _tcp_sockets(SYN_RECEIVED) if port in ports))
 
     def ruleset(self):
         """All of nftables, as objects of libnftables-json(5). Raises FirewallError, OSError."""
@@ -259,6 +260,24 @@ class Machine:
         except (OSError, dns.exception.DNSException):
             return False
         return True
+
+
+def _tcp_sockets(state):
+    """[(local port, remote address), ...] of the TCP sockets in a state, as proc(5) has them."""
+    found = []
+    for file in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(FileNotFoundError):
+            rows = [line.split() for line in pathlib.Path(file).read_text().splitlines()[1:]]
+            found += [(int(row[1].rpartition(":")[2], 16), _address(row[2].partition(":")[0])) for row in rows
+                      if row[3] == state]
+    return found
+
+
+def _address(digits):
+    """Text of an address as /proc/net/tcp has it: words of 32 bits in the order of this machine."""
+    words = [int(digits[at : at + 8], 16).to_bytes(4, sys.byteorder) for at in range(0, len(digits), 8)]
+    address = ipaddress.ip_address(b"".join(words))
+    return str(getattr(address, "ipv4_mapped", None) or address)
 
 
 def _name_servers(file):

@@ -1,10 +1,11 @@
-"""Six faults that an administrator meets, and `bulkvpnctl doctor`, which says the cause of each."""
+"""Faults that an administrator meets, and `bulkvpnctl doctor`, which says the cause of each."""
 
 import datetime
 import json
 import os
 import re
 import shutil
+import signal
 import sys
 
 import pytest
@@ -141,3 +142,23 @@ def test_the_certificate_of_another_server(network):
     found = problems(network, network.client, "stranger")["server"]
     assert "of an authority that this client does not know" in found and "stranger.conf: take ca, cert" in found
     assert server.stop() == 0
+
+
+def test_a_client_inside_a_network_behind_it(network):
+    """Its route leads the answers into a tunnel that is not there yet: neither end's log can know."""
+    file = network.directory / "server.clients.d" / "site.conf"
+    file.parent.mkdir()
+    file.write_text("[client client]\nnetworks = 198.51.100.0/24\n")
+    network.client.ip("address", "add", "198.51.100.7/32", "dev", "lo")
+    network.client.ip("route", "add", "192.0.2.1/32", "dev", "veth0", "src", "198.51.100.7")
+    network.server.ip("route", "add", "default", "via", "192.0.2.2")
+    server = network.start_server().wait_ready()
+    assert problems(network, network.server, "server") == {}
+    client = network.start_client()
+    found = wait_until(lambda: problems(network, network.server, "server"), 20, "the doctor sees it")
+    assert list(found) == ["routes"]
+    assert "198.51.100.7 begins to connect, and the answer goes into the tunnel" in found["routes"]
+    file.write_text("")
+    server.process.send_signal(signal.SIGHUP)
+    client.wait_ready()
+    assert problems(network, network.server, "server") == {}
