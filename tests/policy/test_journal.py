@@ -36,6 +36,11 @@ def test_fields_are_those_of_the_list():
     assert len(used) > 4
 
 
+def test_few_places_say_much_at_once():
+    """The output of the administrator's own programs, and one line for each setting of the kernel, at a start."""
+    assert {place.partition(":")[0] for place, keys, _ in logged() if "burst" in keys} == {"hooks.py", "tuning.py"}
+
+
 def test_every_event_is_logged_and_every_id_is_in_the_table():
     names = [name for _, _, found in logged() for name in found]
     assert set(names) == set(events.ID)

@@ -1,6 +1,5 @@
 """control.hooks: real programs, and what they may and may not do."""
 
-import logging
 import os
 import types
 
@@ -53,15 +52,14 @@ def test_a_program_gets_an_argument_and_just_these_variables(program, tmp_path, 
     made.stop()
 
 
-def test_output_is_logged_escaped_and_bounded(program, tmp_path, caplog):
-    caplog.set_level(logging.INFO)
+def test_output_is_logged_escaped_and_bounded(program, tmp_path, journal):
     hook = program("printf 'one\\n\\033[2Jtwo\\n'; head -c 1000000 /dev/zero | tr '\\0' x; yes | head -1000; exit 3")
     made = Hooks(configured(tmp_path, on_up=hook), "bulk0")
     made.tell("up")
-    until(lambda: any("ended with status 3" in one for one in caplog.messages), "its end", 10)
-    assert caplog.messages[:2] == [f"{hook} up: one", f"{hook} up: \\x1b[2Jtwo"]
-    assert len(caplog.messages) == 52 and "more lines" in caplog.messages[-2]
-    assert all(len(one) < 300 + len(str(hook)) + 10 for one in caplog.messages)
+    until(lambda: any("ended with status 3" in one for one in journal.messages), "its end", 10)
+    assert journal.messages[:2] == [f"{hook} up: one", f"{hook} up: \\x1b[2Jtwo"]
+    assert len(journal.messages) == 52 and "more lines" in journal.messages[-2]
+    assert all(len(one) < 300 + len(str(hook)) + 10 for one in journal.messages)
 
 
 def test_a_program_ends_when_its_time_is_up_with_what_it_started(program, tmp_path, caplog):
