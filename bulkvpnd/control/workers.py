@@ -74,6 +74,7 @@ class Workers:
     def __init__(self, count, program=("-m", "bulkvpnd.dataplane")):
         self._program = program
         self._stopping = False
+        self._is_told = False
         self._requests = {}
         self._next_request = 0
         self._inboxes = []
@@ -179,6 +180,10 @@ class Workers:
 
     def _on_ready(self, worker, message):
         worker.ready.set()
+        if message["missing"] and not self._is_told:
+            self._is_told = True
+            log.info("workers are not confined by all that could be, see SECURITY.md: %s",
+                     printable("; ".join(message["missing"]), 200))
         log.debug("worker %d runs as process %d", worker.index, worker.pid, extra={"WORKER": worker.index})
         self._handler.worker_ready(worker.index)
 

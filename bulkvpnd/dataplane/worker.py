@@ -78,10 +78,11 @@ class Sibling:
 
 
 class Worker:
-    """Runs until the link closes. link: to the main process."""
+    """Runs until the link closes. link: to the main process. missing: what this process is not confined by, text."""
 
-    def __init__(self, link):
+    def __init__(self, link, missing=()):
         self._link = link
+        self._missing = list(missing)
         self.connections = {}
         self.drops = collections.Counter(dict.fromkeys(DROPS, 0))
         self.counters = collections.Counter(waits=0, batches=0, packets_read=0, from_siblings=0)
@@ -126,7 +127,7 @@ class Worker:
         gevent.spawn(self._forever, self._tick_loop)
         gc.freeze()
         gc.enable()
-        self._tell("ready", pid=os.getpid())
+        self._tell("ready", pid=os.getpid(), missing=self._missing)
 
     # Outbound
 
@@ -355,6 +356,7 @@ def main():
         signal.signal(number, signal.SIG_IGN)
     hardening.hide_memory()
     sys.setswitchinterval(SWITCH_INTERVAL)
-    status = Worker(WorkerLink(gevent.socket.socket(fileno=int(sys.argv[1])))).run()
+    missing = hardening.confine()
+    status = Worker(WorkerLink(gevent.socket.socket(fileno=int(sys.argv[1]))), missing).run()
     # The reader may sit in its native thread for another second; nothing here needs an orderly end.
     os._exit(status)

@@ -850,6 +850,26 @@ REMOVALS = [
           (WORKERS, '"--ambient-caps=-all", "--no-new-privs"]', '"--no-new-privs"]')),
     taken("P8", "test_status_socket.py::test_who_is_not_root_may_only_look",
           (STATUS, "if not is_privileged:", "if False:")),
+    taken("P8", """
+        test_hardening.py::test_a_confined_process_reaches_nothing_by_itself
+        test_hardening.py::test_a_worker_is_confined_before_it_serves
+        """,
+          (HARDENING, '("Landlock", _close_files), ', "")),
+    taken("P8", """
+        test_hardening.py::test_a_confined_process_reaches_nothing_by_itself
+        test_hardening.py::test_a_worker_is_confined_before_it_serves
+        test_secrets.py::test_a_worker_is_confined_in_each_of_its_threads
+        """,
+          (HARDENING, ', ("seccomp", _refuse_calls)', ",")),
+    taken("P8", """
+        test_hardening.py::test_a_worker_is_confined_before_it_serves
+        test_secrets.py::test_a_worker_is_confined_in_each_of_its_threads
+        """,
+          (WORKER, "missing = hardening.confine()", "missing = []")),
+    *(taken("P8", "test_hardening.py::test_a_confined_process_reaches_nothing_by_itself", (HARDENING, call, ""))
+      for call in ('"connect",', '"socket",', '"kill", ', '"chmod", ', '"chown", ', '"truncate",')),
+    taken("P8", "test_workers.py::test_of_the_environment_a_worker_has_little",
+          (WORKERS, "env=_environment()", "env={**os.environ, **_environment()}")),
     taken("P8", "test_status_socket.py::test_the_daemon_s_own_user_may_only_look",
           (STATUS, "self._answer(sock, user == self._master)", "self._answer(sock, user in (0, os.geteuid()))")),
     taken("P8", """

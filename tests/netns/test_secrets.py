@@ -117,6 +117,18 @@ def test_a_worker_has_no_capability_and_cannot_get_one(tunnel, role):
         assert status["NoNewPrivs"] == "1"
 
 
+@pytest.mark.parametrize("role", ["server", "client"])
+def test_a_worker_is_confined_in_each_of_its_threads(tunnel, role):
+    daemon = dict(zip(("server", "client"), tunnel[1:]))[role]
+    if daemon.lines("not confined by all"):
+        pytest.skip(f"needs a kernel with it: {daemon.lines('not confined by all')}")
+    assert status_of(daemon.process.pid)["Seccomp"] == "0"
+    for pid in workers(daemon):
+        threads = os.listdir(f"/proc/{pid}/task")
+        assert len(threads) >= 2, "the event loop's, and the reader's"
+        assert {status_of(f"{pid}/task/{thread}")["Seccomp"] for thread in threads} == {"2"}
+
+
 def may_be_read(pid):
     """Whether a process of the same user without capabilities, as a worker is, may read the memory of `pid`."""
     done = subprocess.run([*NO_PRIVILEGE, "sh", "-c", f"exec 3</proc/{pid}/mem"], capture_output=True, text=True)

@@ -30,7 +30,7 @@ ARROWS = {
     "metrics": (set(), {"prometheus_client"}),
     "service": (set(), {"systemd"}),
     "events": (set(), set()),
-    "hardening": (set(), set()),
+    "hardening": (set(), {"seccomp"}),
     "workerlink": (set(), {"gevent"}),
     "protocol": (set(), {"cryptography"}),
     "dataplane": ({"hardening", "protocol", "workerlink"}, {"gevent"}),

@@ -79,8 +79,9 @@ def setup():
         # Both would keep the daemon from net.* sysctls.
         ("ProtectKernelTunables", ["no"]),
         ("ProcSubset", None),
-        # Workers are started by setpriv(1), which needs capset.
-        ("SystemCallFilter", ["@system-service", "~@privileged @resources", "capset"]),
+        # Workers are started by setpriv(1), which needs capset, and confine themselves with the others.
+        ("SystemCallFilter", ["@system-service", "~@privileged @resources", "capset",
+                              "landlock_create_ruleset landlock_add_rule landlock_restrict_self seccomp"]),
         ("WatchdogSec", ["30"]),
         ("Restart", ["on-failure"]),
         ("RestartPreventExitStatus", ["64 77 78"]),
@@ -280,15 +281,15 @@ def test_every_dependency_is_in_debian_and_tested_at_build_time(setup):
 def test_scripts_install_what_the_daemon_needs(script):
     """They run the daemon from the checkout, on a machine that may never have had the package."""
     installed = set((ROOT / script).read_text().replace('"', " ").split())
-    missing = {"python3-nftables", *DEBIAN_PACKAGES.values()} - installed
+    missing = {"python3-nftables", "python3-seccomp", *DEBIAN_PACKAGES.values()} - installed
     assert not missing
 
 
 def test_dependencies_of_the_package_come_from_setup_cfg():
     binary = (DEBIAN / "control").read_text().partition("\nPackage:")[2]
     depends = re.search(r"^Depends:\n((?: .*\n)+)", binary, re.MULTILINE)[1]
-    # The binding of nftables is no package of PyPI.
-    assert depends.split() == ["python3-nftables,", "${misc:Depends},", "${python3:Depends},"]
+    # The bindings of nftables and libseccomp are no packages of PyPI.
+    assert depends.split() == ["python3-nftables,", "python3-seccomp,", "${misc:Depends},", "${python3:Depends},"]
 
 
 def test_debhelper_has_the_same_names(setup):

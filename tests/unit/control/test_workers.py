@@ -41,10 +41,10 @@ if sys.argv[1] == "dies":
     os._exit(3)
 if sys.argv[1] == "never ready":
     signal.pause()
+missing = ["Landlock: Function not implemented"] if sys.argv[1] == "less confined" else []
+tell("ready", missing=missing)
 if sys.argv[1] == "stubborn":
-    tell("ready")
     signal.pause()
-tell("ready")
 tell("closed", start=start, descriptors=len(descriptors))
 while True:
     message, descriptors = receive()
@@ -165,6 +165,26 @@ def test_a_worker_has_no_capability(workers):
             fields = dict(line.split(":\t", 1) for line in file.read().splitlines() if ":\t" in line)
         assert int(fields["CapEff"], 16) == int(fields["CapPrm"], 16) == int(fields["CapAmb"], 16) == 0
         assert fields["NoNewPrivs"] == "1"
+
+
+@pytest.mark.parametrize(("behaviour", "times"), [("good", 0), ("less confined", 1)])
+def test_what_a_kernel_lacks_to_confine_workers_is_said_once(make, caplog, behaviour, times):
+    caplog.set_level(logging.INFO)
+    workers = make(2, behaviour)
+    start(workers)
+    workers.send(0, {"type": "die"})
+    replaced(workers, 0)
+    assert caplog.text.count("see SECURITY.md: Landlock: Function not implemented") == times
+    assert caplog.text.count("not confined") == times
+
+
+def test_of_the_environment_a_worker_has_little(make, monkeypatch):
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", "/run/credentials/bulkvpnd@server.service")
+    monkeypatch.setenv("NOTIFY_SOCKET", "/run/systemd/notify")
+    for worker in make(2).all:
+        lines = pathlib.Path(f"/proc/{worker.pid}/environ").read_bytes().decode().split("\0")
+        names = {line.partition("=")[0] for line in lines if line}
+        assert "PYTHONPATH" in names and names <= {"PATH", "LANG", "LC_ALL", "TZ", "PYTHONPATH"}
 
 
 @pytest.mark.parametrize("how", ["dies", "is killed", "sends garbage"])
