@@ -17,6 +17,10 @@ from bulkvpnd.host import firewall, gateway, tuning
 SET_CLOCK = "apt install systemd-timesyncd; timedatectl set-ntp true"
 PING_SIZE = 128
 """Bytes of a packet that any path carries (choice)."""
+FAR = {4: "203.0.113.1", 6: "2001:db8:ffff::1"}
+"""An address of each version that nobody has, and that routers take for any other (RFC 5737, RFC 3849)."""
+HOPS_MAX = 4
+"""Routers that are looked for, the server included: some never answer (choice)."""
 MTU_MIN = 1280
 """Bytes: the least that the option wan-mtu takes, and that a path of IPv6 carries (RFC 8200 section 5)."""
 
@@ -310,6 +314,61 @@ def _jumbo(name, mtu):
                    f"if a path does not carry that, set wan-mtu = {tuning.USUAL_MTU}")
 
 
+# The path beyond it
+
+
+def _beyond(subject):
+    """Whether a full tunnel leads anywhere: the server has to forward, and answers have to find the way back.
+
+    No stranger is bothered: the name servers are those that are asked anyway, and a packet to an address that nobody
+    has is answered by the router at which its hops are over."""
+    report = subject.report
+    if not subject.configuration.redirect_gateway:
+        return [Verdict(NOT_CHECKED, "redirect-gateway = no")]
+    if not (report and any(session["connections"] for session in report["sessions"])):
+        return [Verdict(NOT_CHECKED, "there is no connection")]
+    networks = [ipaddress.ip_interface(text).network for text in report["addresses"]]
+    try:
+        found = {network.version: _who_answers(subject, network) for network in networks}
+    except FileNotFoundError:
+        return [Verdict(NOT_CHECKED, "ping is missing; run: apt install iputils-ping")]
+    except OSError as error:
+        return [Verdict(NOT_CHECKED, error.strerror or str(error))]
+    is_way = any(who for who, _ in found.values())
+    return [
+        Verdict(FINE, f"IPv{version}: {who} answers, beyond the server") if who else
+        Verdict(PROBLEM if is_certain and not is_way else NOTE, f"IPv{version}: nothing beyond the server answers",
+                "on the server: bulkvpnctl doctor; it has to forward, so set nat = yes there; "
+                "systemctl restart bulkvpnd@server")
+        for version, (who, is_certain) in found.items()
+    ]
+
+
+def _who_answers(subject, network):
+    """(who answers beyond the server, whether it is certain that nobody does): routers may be silent. network: of the
+    tunnel, of one version."""
+    machine, device = subject.machine, subject.device
+    asked = [one for one in _used(subject) if ipaddress.ip_address(one).version == network.version
+             and ipaddress.ip_address(one) not in network]
+    who = next((one for one in asked if machine.asks(one)), None)
+    if who:
+        return who, False
+    forwards, *hops = (machine.hop(device, FAR[network.version], distance) for distance in range(1, HOPS_MAX + 1))
+    who = next((one for one in hops if one and ipaddress.ip_address(one) not in network), None)
+    return who, bool(asked) or not forwards
+
+
+def _used(subject):
+    """The name servers that this machine asks through a full tunnel."""
+    machine, device = subject.machine, subject.device
+    found = [*map(str, subject.configuration.dns), *machine.asked()]
+    if machine.dns_manager() == "systemd-resolved":
+        found += machine.name_servers(device) or []
+    outside = [network for network, name in machine.routes() if name != device]
+    return [one for one in dict.fromkeys(found) if not ipaddress.ip_address(one).is_loopback
+            and not any(ipaddress.ip_address(one) in network for network in outside)]
+
+
 def _tuning(subject):
     if not subject.configuration.tuning:
         return [Verdict(NOT_CHECKED, "tuning = no")]
@@ -482,7 +541,9 @@ def _nat(subject):
     if _is_gateway(subject.configuration) or subject.configuration.dns:
         return [Verdict(NOTE, "nat = no and nothing else translates: what lies behind this server must know the way "
                               "back to the pool", f"set nat = yes; systemctl restart {subject.unit}")]
-    return [Verdict(FINE, "nat = no, and nothing is forwarded")]
+    return [Verdict(NOTE, "nat = no and nothing is forwarded: clients reach this server and nothing beyond, those with "
+                          "redirect-gateway = yes too",
+                    f"if they are to: set nat = yes; systemctl restart {subject.unit}")]
 
 
 # Names in the tunnel
@@ -533,6 +594,7 @@ CHECKS = (
     Check("server", _port, "client", 40),
     Check("path MTU", _path_mtu, "client", 40),
     Check("WAN MTU", _wan_mtu, "server"),
+    Check("beyond", _beyond, "client", 60),
     Check("congestion", _congestion),
     Check("tuning", _tuning),
     Check("routes", _routes),

@@ -408,3 +408,60 @@ def test_what_is_measured_beside_the_tunnel_goes_outside(net, switch):
     else:
         assert "out" not in result["beside"] and "with kill-switch" in result["beside"]["why_not"], result
     assert client.stop() == 0 and server.stop() == 0
+
+
+def checked(net):
+    """{check: [(state, text), ...]} of the client's doctor."""
+    done = net.client.run([sys.executable, "-m", "bulkvpnd.admin", "doctor", "--config",
+                           net.network.directory / "client.conf", "--runtime-directory",
+                           net.network.directory / "run-client", "--json"],
+                          check=False, timeout=120, env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+    found = {}
+    for row in json.loads(done.stdout):
+        found.setdefault(row["check"], []).append((row["state"], row["text"]))
+    return found
+
+
+def test_the_doctor_finds_a_server_that_leads_nowhere(net):
+    """The web host knows no way back to the pool, so only NAT makes one; it is the server's router and name server."""
+    client_file = net.network.directory / "client.conf"
+    client_file.write_text(client_file.read_text().replace("remote = 192.0.2.1:7443",
+                                                           f"redirect-gateway = yes\nremote = {SERVER[4]}"))
+    for family, network, way in (("-4", "192.0.2.0/30", "198.51.100.1"), ("-6", "2001:db8::/64", "2001:db8:64::1")):
+        net.web.ip(family, "route", "delete", "default")
+        net.web.ip(family, "route", "add", network, "via", way)
+    net.server.ip("route", "add", "default", "via", WEB[4])
+    net.web.run(["sysctl", "-q", "-w", "net.ipv4.ip_forward=1"])
+    server = net.network.start_server().wait_ready()
+    assert checked(net)["beyond"] == [("not checked", "there is no connection")]
+    client = net.network.start_client().wait_ready()
+    client.wait_connections(4)
+    lost = [("problem", f"IPv{version}: nothing beyond the server answers") for version in (4, 6)]
+    found = checked(net)
+    assert found["beyond"][0] == lost[0] and found["beyond"][1][1] == lost[1][1]
+    # What has nothing to do with the tunnel is looked at beside it.
+    assert found["path MTU"] == [("fine", f"{SERVER[4]} gets packets of 1500 bytes")]
+
+    with resolv_conf_of(net, ""):
+        assert checked(net)["beyond"][0] == ("note", lost[0][1]), "a router may be silent"
+        net.server.run(["sysctl", "-q", "-w", "net.ipv4.ip_forward=0", "net.ipv6.conf.all.forwarding=0"])
+        assert checked(net)["beyond"][0] == lost[0], "the server does not forward"
+    assert server.stop() == 0
+    server = net.network.start_server("--nat=yes").wait_ready()
+    client.wait_connections(4)
+    assert checked(net)["beyond"][0] == ("fine", f"IPv4: {WEB[4]} answers, beyond the server")
+    with resolv_conf_of(net, ""):
+        assert checked(net)["beyond"] == [("fine", f"IPv4: {WEB[4]} answers, beyond the server"), ("note", lost[1][1])]
+    assert client.stop() == 0 and server.stop() == 0
+
+
+@contextlib.contextmanager
+def resolv_conf_of(net, text):
+    """Other name servers of the client for a while."""
+    file = pathlib.Path("/etc/netns", net.client.name, "resolv.conf")
+    before = file.read_text()
+    file.write_text(text)
+    try:
+        yield
+    finally:
+        file.write_text(before)

@@ -51,6 +51,7 @@ class Double:
         "routes": [(ipaddress.ip_network("192.0.2.0/24"), "eth0"), (ipaddress.ip_network("10.86.0.0/24"), "bulk0")],
         "dns_manager": "systemd-resolved", "name_servers": ["10.86.0.1"], "asks": True,
         "recorded": ["10.86.0.1"], "asked": ["10.86.0.1"],
+        "hop": lambda name, address, distance: {1: "10.86.0.1", 3: "192.0.2.254"}.get(distance),
     }  # fmt: skip
 
     def __init__(self, texts=None, **answers):
@@ -105,6 +106,9 @@ LARGER = [(ipaddress.ip_network("10.0.0.0/8"), "eth1")]
 XT = {"rule": {"family": "inet", "table": "filter", "chain": "input", "handle": 3, "expr": [{"xt": None}]}}
 DROP, LIMITED = {"drop": None}, {"limit": {"rate": 10, "per": "second"}}
 GATEWAY = {"mode": "server", "nat": True}
+FULL = {"redirect_gateway": True}
+SILENT = {"hop": lambda name, address, distance: "10.86.0.1"}
+"""The server forwards, and no router behind it answers."""
 REFUSED = Outcome("net.x", "1", "2", "1", "refused")
 STOPPED = StatusError("instance x is not running")
 CASES = [
@@ -159,6 +163,24 @@ CASES = [
     ("path MTU", NOT_CHECKED, "no device", {"towards": []}, {}),
     ("WAN MTU", NOTE, "eth0 has 9000", {"mtu": 9000}, {"mode": "server"}),
     ("WAN MTU", NOT_CHECKED, "no device", {"towards": []}, {"mode": "server"}),
+    ("beyond", NOT_CHECKED, "redirect-gateway = no", {}, {}),
+    ("beyond", NOT_CHECKED, "no connection", {"report": STOPPED}, FULL),
+    ("beyond", NOT_CHECKED, "no connection", {"report": changed(session__connections=[])}, FULL),
+    ("beyond", NOT_CHECKED, "iputils-ping", {"hop": FileNotFoundError(2, "ping")}, FULL),
+    ("beyond", NOT_CHECKED, "no netlink", {"routes": OSError(1, "no netlink")}, FULL),
+    # The server forwards nothing; or it does, no answer comes back, and names cannot be asked for, whoever has them.
+    ("beyond", PROBLEM, "IPv4: nothing beyond the server answers|on the server: bulkvpnctl doctor; it has to",
+     {"hop": None}, FULL),
+    ("beyond", PROBLEM, "nothing beyond", {**SILENT, "asks": False, "asked": ["198.51.100.53"]}, FULL),
+    ("beyond", PROBLEM, "nothing beyond", {**SILENT, "asks": False, "name_servers": ["198.51.100.53"]}, FULL),
+    ("beyond", PROBLEM, "nothing beyond", {**SILENT, "asks": False},
+     {**FULL, "dns": ("198.51.100.53",)}),
+    # No name server is beyond it: routers may be silent. Nor does one help that is reached outside, or by itself.
+    ("beyond", NOTE, "nothing beyond the server answers", SILENT, FULL),
+    ("beyond", NOTE, "nothing beyond", {**SILENT, "asked": ["192.0.2.53", "127.0.0.1"]}, FULL),
+    ("beyond", NOTE, "IPv6: nothing beyond the server answers",
+     {"report": changed(session__agreed_connections=2, addresses=["10.86.0.2/24", "fd86::2/64"]),
+      "hop": lambda name, address, distance: None if ":" in address else f"198.51.100.{distance}"}, FULL),
     ("congestion", NOTE, "modprobe tcp_bbr",
      {"tuned": [(Wish("congestion", "TCP_CONGESTION", "bbr", "exact"),
                  Outcome("TCP_CONGESTION", "cubic", "bbr", "cubic", "no such file"))]}, {}),
@@ -200,6 +222,8 @@ CASES = [
     ("forwarding", NOT_CHECKED, "not run", {"report": STOPPED}, GATEWAY),
     ("NAT", PROBLEM, "no table inet bulkvpnd_x translates: it counts from a restart on, or", {}, GATEWAY),
     ("NAT", NOTE, "set nat = yes", {}, {"mode": "server", "client_to_client": True}),
+    ("NAT", NOTE, "those with redirect-gateway = yes too|if they are to: set nat = yes; systemctl restart bulkvpnd@x",
+     {}, {"mode": "server"}),
     ("NAT", NOT_CHECKED, "not run", {"report": STOPPED}, GATEWAY),
     ("DNS", PROBLEM, "10.86.0.1 does not answer", {"asks": False}, {}),
     ("DNS", NOTE, "of the tunnel, 10.86.0.1|apt install systemd-resolved",
@@ -225,8 +249,10 @@ def test_what_is_wrong_is_found(check, state, words, answers, fields):
 @pytest.mark.parametrize(("check", "answers", "fields"), [
     *((check, {}, {}) for check in ("packages", "TUN", "configuration", "clock", "instance", "offload", "names",
                                     "server", "path MTU", "congestion", "tuning", "routes", "DNS")),
-    *((check, {}, {"mode": "server"}) for check in ("WAN MTU", "listening", "firewall", "NAT", "routes")),
+    *((check, {}, {"mode": "server"}) for check in ("WAN MTU", "listening", "firewall", "routes")),
     ("routes", {"half_open": ["192.0.2.7"]}, {"mode": "server"}),
+    ("beyond", {}, FULL),
+    ("beyond", {"hop": None, "asked": ["198.51.100.53"]}, FULL),
     ("DNS", {"dns_manager": "resolvconf"}, {}),
     ("DNS", {"dns_manager": "resolvconf", "asked": ["127.0.0.1"]}, {}),
     ("firewall", {"ruleset": [chain("input"), dport(7443)]}, {"mode": "server"}),
@@ -264,6 +290,17 @@ def test_an_authority_that_ends_with_its_certificates(texts):
     certificate, key = pki.issue(ca, ca_key, "laptop", "client", begin, 365)
     found = states("certificate", machine=Double({"ca": ca, "certificate": certificate, "key": key}))
     assert set(found) == {NOTE} and "renew the authority" in found[NOTE] and "valid until 2026-06-20" in found[NOTE]
+
+
+def test_a_ping_that_could_not_be_marked_says_nothing_of_the_path(tmp_path, monkeypatch):
+    """As iputils does for who has no CAP_NET_ADMIN: a warning, and an answer through the tunnel."""
+    ping = tmp_path / "ping"
+    ping.write_text("#!/bin/sh\ncase \"$*\" in *' -m '*) echo 'ping: WARNING: failed to set mark: 7443: x' >&2; esac\n")
+    ping.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert Machine(options("client")).ping("192.0.2.1", 1500)
+    machine = Double(ping=Machine(options("client", **FULL)).ping)
+    assert "run it as root" in states("path MTU", machine=machine)[NOT_CHECKED]
 
 
 @pytest.mark.parametrize(("text", "fields", "versions"), [
