@@ -896,6 +896,19 @@ REMOVALS = [
           ("debian/bulkvpnd.bulkvpnd-resolvconf.socket", "SocketMode=0660\n", "")),
     taken("P8", "test_resolvconf.py::test_who_has_not_the_capability_is_refused",
           (RESOLVCONF, "if not allowed:", "if False:")),
+    taken("P8", "test_resolvconf.py::test_a_helper_does_not_wait_for_a_request_for_ever",
+          (RESOLVCONF, "connection.settimeout(REQUEST_TIMEOUT)", "pass")),
+    taken("P8", "test_resolvconf.py::test_a_helper_does_nothing_without_the_lock_of_its_instance",
+          (RESOLVCONF, "fcntl.flock(lock, fcntl.LOCK_EX)", "pass")),
+    taken("P8", "test_program.py::test_a_program_has_little_of_the_environment",
+          ("bulkvpnd/host/program.py", 'env={"PATH"', 'env={**os.environ, "PATH"')),
+    taken("P8", """
+        test_packaging.py::test_polkit_lets_the_daemon_s_user_set_name_servers_and_nobody_else
+        test_packaging.py::test_polkit_s_rule_says_yes_to_these_and_nothing_of_others
+        """,
+          ("debian/polkit/bulkvpnd.rules", 'subject.user == "bulkvpnd" && ', "")),
+    taken("P8", "test_packaging.py::test_what_instances_share_is_made_by_the_package_and_can_be_written",
+          ("debian/bulkvpnd.tmpfiles", "d /run/bulkvpn 0750 ", "d /run/bulkvpn 0755 ")),
     *(taken("P8", "test_resolvconf.py::test_it_refuses", (RESOLVCONF, check, "if False:")) for check in (
         "if len(data) > REQUEST_MAX:",
         "if not isinstance(value, str) or not _INSTANCE.fullmatch(value):",

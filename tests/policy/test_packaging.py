@@ -1,6 +1,7 @@
 """The Debian package: its unit, its version and its dependencies."""
 
 import configparser
+import json
 import pathlib
 import re
 import shutil
@@ -155,8 +156,9 @@ def test_user_is_made_by_the_package(service):
 
 def test_what_instances_share_is_made_by_the_package_and_can_be_written(service):
     lines = (DEBIAN / "bulkvpnd.tmpfiles").read_text().splitlines()
-    kind, path, _mode, *owner = [line.split() for line in lines if not line.startswith("#")][0][:5]
+    kind, path, mode, *owner = [line.split() for line in lines if not line.startswith("#")][0][:5]
     assert (kind, path, owner) == ("d", str(sysctl.SHARED_DIRECTORY), service["User"] * 2)
+    assert mode == "0750", "who can open it, can lock it"
     assert service["ReadWritePaths"] == [f"-{sysctl.SHARED_DIRECTORY}"]
 
 
@@ -220,6 +222,36 @@ def test_only_an_instance_starts_the_helper():
     assert "Install" not in socket and socket["Unit"]["StopWhenUnneeded"] == ["yes"]
     for key in ("Wants", "After"):
         assert "bulkvpnd-resolvconf.socket" in unit(UNIT.read_text())["Unit"][key][0].split()
+
+
+RESOLVE = "org.freedesktop.resolve1."
+ACTIONS = ("set-dns-servers", "set-domains", "set-default-route", "revert")
+POLKIT = """
+const polkit = {Result: {YES: "yes"}, addRule: (rule) => { polkit.rule = rule; }};
+%s
+console.log(JSON.stringify(%s.map(([user, id]) => polkit.rule({id: id}, {user: user}) || "no")));
+"""
+
+
+def test_polkit_lets_the_daemon_s_user_set_name_servers_and_nobody_else(service):
+    """By its text, which is all that can be seen without an interpreter; the next test runs it."""
+    text = " ".join((DEBIAN / "polkit" / "bulkvpnd.rules").read_text().split())
+    assert f'if (subject.user == "{service["User"][0]}" && actions.indexOf(action.id) >= 0) {{ return' in text
+    assert re.findall(r'"(org\.[^"]+)"', text) == [f"{RESOLVE}{action}" for action in ACTIONS]
+    assert text.count("polkit.Result.") == text.count("return ") == 1
+
+
+def test_polkit_s_rule_says_yes_to_these_and_nothing_of_others(service):
+    node = shutil.which("node")
+    if not node:
+        pytest.skip("needs node, to run the rule")
+    (user,) = service["User"]
+    actions = [f"{RESOLVE}{action}" for action in (*ACTIONS, "register-service")]
+    asked = [(who, action) for who in (user, "root", "alice", "") for action in actions]
+    rule = (DEBIAN / "polkit" / "bulkvpnd.rules").read_text()
+    done = subprocess.run([node, "-e", POLKIT % (rule, json.dumps(asked))], capture_output=True, text=True, check=True)
+    wanted = ["yes" if who == user and action != actions[-1] else "no" for who, action in asked]
+    assert json.loads(done.stdout) == wanted
 
 
 def test_a_purge_removes_the_directory_of_the_helper():

@@ -1,5 +1,6 @@
 """The helper for resolvconf: what it takes, and how long its record lives. It runs as a process of its own."""
 
+import fcntl
 import json
 import os
 import socket
@@ -221,6 +222,30 @@ def test_a_helper_waits_for_the_one_before(machine, helpers):
         gate_again.start()
     gate_again.join()
     until(lambda: machine.names() == {}, "the record is removed")
+
+
+def test_a_helper_does_nothing_without_the_lock_of_its_instance(machine, helpers):
+    file = machine.directory / "home.lock"
+    with open(file, "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        connection = connect(machine, message())
+        until(lambda: is_waited_for(file) or machine.names().get(RECORD), "it has begun")
+        assert is_waited_for(file) and RECORD not in machine.names()
+    with connection:
+        assert answer(connection) is None and RECORD in machine.names()
+
+
+def test_a_helper_does_not_wait_for_a_request_for_ever(machine, monkeypatch):
+    monkeypatch.setattr(resolvconf, "REQUEST_TIMEOUT", 0.1)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        helper = threading.Thread(target=resolvconf.serve, args=(theirs, machine.directory, machine.records, 0))
+        helper.start()
+        helper.join(10)
+        is_waiting = helper.is_alive()
+        ours.shutdown(socket.SHUT_RDWR)
+        helper.join()
+    assert not is_waiting and machine.calls() == []
 
 
 def test_a_failure_is_told_and_leaves_nothing(machine, helpers):
