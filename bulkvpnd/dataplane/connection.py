@@ -433,7 +433,7 @@ class Connection:
             if time.monotonic() > self._turn_ends:
                 if opened is worker.scratch_read:
                     # It has to go: meanwhile the others open theirs there.
-                    sealed[:size] = opened[:size]
+                    sealed[at:size] = opened[at:size]
                     opened = sealed.toreadonly()
                 self._wait(self._next_turn)
 
