@@ -224,6 +224,7 @@ def test_one_identity_makes_few_sources_known():
     assert [known_after(door, prefix, "mallory", 1) for prefix in prefixes] == [True] * 64 + [False] * 936
     # What is known already, from whomever, and what others make known is as ever.
     assert known_after(door, STRANGER, "mallory", 2) and known_after(door, prefixes[-1], "bob", 2)
+    assert sum(known_after(door, prefix, "mallory", 3601) for prefix in prefixes[64:-1]) == 64 // 24
     # And it cannot have more of them by keeping what it has.
     for day in (1, 2, 3):
         now = day * (KNOWN_SECONDS - 1)
