@@ -45,10 +45,11 @@ STATUS_PERIOD = 5.0
 _ROLES = {"server": Server, "client": Client}
 
 
-def run(configuration, load, workers, check_only=False):
+def run(configuration, load, workers, stops, check_only=False):
     """Runs the daemon until it is stopped. Returns the exit status.
 
     load(text): as control.current.Current has it. workers: control.workers.Workers, launched, unless it only checks.
+    stops: list of the stop signals that came so far; their handlers add to it.
     """
     try:
         configuration, revocations, expiries = check(configuration)
@@ -60,10 +61,11 @@ def run(configuration, load, workers, check_only=False):
         print(f"{configuration.path}: good; the certificate is valid until {valid_until}")
         return os.EX_OK
     service.set_up_logging(configuration.name, configuration.log_level)
-    # Stop signals count from here on; before the loop runs them they would end Python half-way through a change.
     stop = Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         gevent.signal_handler(number, stop.set)
+    if stops:
+        stop.set()
     reload = Event()
     gevent.signal_handler(signal.SIGHUP, reload.set)
     if not hardening.hide_memory():

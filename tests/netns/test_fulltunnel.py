@@ -80,8 +80,8 @@ class Net:
         """[(asker, name), ...] of all DNS queries so far."""
         return [tuple(line.split()) for line in self._log.read_text().splitlines()]
 
-    def start_client(self, *flags):
-        return self.network.start_client("--remote=vpn.test", *flags)
+    def start_client(self, *flags, **options):
+        return self.network.start_client("--remote=vpn.test", *flags, **options)
 
 
 @contextlib.contextmanager
@@ -264,6 +264,34 @@ def test_a_kill_leaves_the_switch_closed_until_the_next_start(net, wire):
     client = net.start_client("--redirect-gateway=yes", "--kill-switch=yes").wait_ready()
     assert net.get(WEB[4]) == "10.86.0.2"
     assert client.stop() == 0
+    assert not (changed := "\n".join(snapshot.differences(before, snapshot.take(net.client)))), changed
+
+
+EARLY_STOP = """
+import os, signal, sys
+
+class Finder:
+    def find_spec(name, *rest):
+        if name == "bulkvpnd.control.main" and "--config" in sys.argv:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+sys.meta_path.insert(0, Finder)
+"""
+"""A sitecustomize that stops the daemon while it imports, before its event loop has signal handlers."""
+
+
+def test_a_stop_before_the_start_is_done_opens_the_switch_of_a_crashed_run(net, wire):
+    before = snapshot.take(net.client)
+    net.network.start_server().wait_ready()
+    flags = ("--redirect-gateway=yes", "--kill-switch=yes")
+    net.start_client(*flags).wait_ready().kill()
+    wait_until(lambda: "bulk0" not in net.client.ip("-br", "link"), 20, "its workers are gone")
+    assert not leaks(net, wire)
+    (net.network.directory / "sitecustomize.py").write_text(EARLY_STOP)
+    client = net.start_client(*flags, environment={"PYTHONPATH": f"{net.network.directory}:{HERE.parents[1]}"})
+    wait_until(lambda: namespaces.exited(client.process), 20, "it ends by itself")
+    assert client.stop() == 0
+    assert net.get(WEB[4]) == OUTSIDE[4]
     assert not (changed := "\n".join(snapshot.differences(before, snapshot.take(net.client)))), changed
 
 
