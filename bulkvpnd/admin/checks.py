@@ -522,6 +522,35 @@ def _forwarding(subject):
     ]
 
 
+RULES = (
+    # (who has them, the option, the value that asks for them, both as text, chains in the instance's table)
+    ("client", "kill_switch", True, "kill-switch = yes", ("kill-switch-output", "kill-switch-forward")),
+    ("server", "client_to_client", False, "client-to-client = no", ("hairpin",)),
+)
+
+
+def _rules(subject):
+    configuration = subject.configuration
+    wanted = [(text, chains) for mode, option, value, text, chains in RULES
+              if mode == configuration.mode and getattr(configuration, option) == value]
+    if not wanted:
+        return [Verdict(NOT_CHECKED, "none is asked for")]
+    if subject.report is None:
+        return [Verdict(NOT_CHECKED, "the instance does not run")]
+    objects, why_not = _objects(subject)
+    if why_not:
+        return [why_not]
+    table = firewall.table_name(configuration.name)
+    dropping = {one["rule"]["chain"] for one in objects
+                if "rule" in one and one["rule"]["table"] == table and {"drop": None} in one["rule"]["expr"]}
+    return [
+        Verdict(FINE, f"{text}: table {firewall.FAMILY} {table}") if dropping.issuperset(chains) else
+        Verdict(PROBLEM, f"{text}, but table {firewall.FAMILY} {table} lacks its rules: it counts from a restart on, "
+                         "or somebody removed them", f"systemctl restart {subject.unit}")
+        for text, chains in wanted
+    ]
+
+
 def _nat(subject):
     if subject.report is None:
         return [Verdict(NOT_CHECKED, "the instance does not run")]
@@ -600,6 +629,7 @@ CHECKS = (
     Check("routes", _routes),
     Check("listening", _listening, "server"),
     Check("firewall", _input, "server"),
+    Check("rules", _rules),
     Check("forwarding", _forwarding, "server"),
     Check("NAT", _nat, "server"),
     Check("DNS", _dns, None, 20),

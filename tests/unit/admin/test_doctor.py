@@ -27,6 +27,14 @@ NOW = datetime.datetime(2026, 6, 1, tzinfo=datetime.timezone.utc)
 WELL = changed(workers=[{"index": 0, "alive": True, "restarts": 0}], session__agreed_connections=2,
                addresses=["10.86.0.1/24"])
 MASQUERADE = {"rule": {"family": "inet", "table": "bulkvpnd_x", "chain": "nat", "expr": [{"masquerade": None}]}}
+SWITCH = {"mode": "client", "kill_switch": True}
+
+
+def drop(name, *conditions, table="bulkvpnd_x", verdict="drop"):
+    return {"rule": {"family": "inet", "table": table, "chain": name, "expr": [*conditions, {verdict: None}]}}
+
+
+CLOSED = [drop("kill-switch-output"), drop("kill-switch-forward")]
 
 
 def dport(right, *rest, op="==", family="inet"):
@@ -220,6 +228,18 @@ CASES = [
     ("forwarding", NOT_CHECKED, "forwards nothing", {"forwarded": []}, {"mode": "server"}),
     ("forwarding", NOT_CHECKED, "bad.conf", {"forwarded": config.ConfigurationError("bad.conf: bad")}, GATEWAY),
     ("forwarding", NOT_CHECKED, "not run", {"report": STOPPED}, GATEWAY),
+    ("rules", PROBLEM, "kill-switch = yes, but table inet bulkvpnd_x lacks its rules: it counts from a restart on, or "
+     "somebody removed them|systemctl restart bulkvpnd@x", {}, SWITCH),
+    ("rules", PROBLEM, "kill-switch = yes, but", {"ruleset": CLOSED[:1]}, SWITCH),
+    ("rules", PROBLEM, "lacks its rules", {"ruleset": [CLOSED[0], drop("kill-switch-forward", verdict="accept")]},
+     SWITCH),
+    ("rules", PROBLEM, "lacks its rules", {"ruleset": [drop("kill-switch-output", table="bulkvpnd_y"), CLOSED[1]]},
+     SWITCH),
+    ("rules", PROBLEM, "client-to-client = no, but table inet bulkvpnd_x", {}, {"mode": "server"}),
+    ("rules", NOT_CHECKED, "none is asked for", {}, {"mode": "server", "client_to_client": True}),
+    ("rules", NOT_CHECKED, "none is asked for", {}, {}),
+    ("rules", NOT_CHECKED, "not run", {"report": STOPPED}, SWITCH),
+    ("rules", NOT_CHECKED, "no binding", {"ruleset": FirewallError("no binding")}, SWITCH),
     ("NAT", PROBLEM, "no table inet bulkvpnd_x translates: it counts from a restart on, or", {}, GATEWAY),
     ("NAT", NOTE, "set nat = yes", {}, {"mode": "server", "client_to_client": True}),
     ("NAT", NOTE, "those with redirect-gateway = yes too|if they are to: set nat = yes; systemctl restart bulkvpnd@x",
@@ -260,6 +280,8 @@ def test_what_is_wrong_is_found(check, state, words, answers, fields):
     ("firewall", {"ruleset": [chain("input", "accept"), chain("forward")]}, {"mode": "server"}),
     ("firewall", {"ruleset": [chain("input", "accept", table="bulkvpnd_y")]}, {"mode": "server"}),
     ("forwarding", {}, GATEWAY),
+    ("rules", {"ruleset": CLOSED}, SWITCH),
+    ("rules", {"ruleset": [drop("hairpin")]}, {"mode": "server"}),
     ("NAT", {"ruleset": [MASQUERADE]}, GATEWAY),
     ("NAT", {"ruleset": [MASQUERADE]}, {"mode": "server", "client_to_client": True}),
     ("WAN MTU", {"mtu": 1492}, {"mode": "server"}),
