@@ -99,6 +99,16 @@ EVENTS = (
           "The server refuses a connection",
           "The certificate is good, but the server does not take this client now: @REASON@. bulkvpn- "
           "protocol(7) explains the reason under REFUSE."),
+    Event("rules-removed", "a3f3f842f57c4ceba2123901feeaaf2d",
+          "Something else removed rules of the VPN daemon",
+          "They are there again. Until then, some milliseconds, there was no kill switch, no NAT, and nothing "
+          "that kept clients from each other in the kernel. What does so is mostly a start or a reload of "
+          "nftables.service, whose file /etc/nftables.conf begins with flush ruleset; tables that are named "
+          "there can be deleted one by one instead, which leaves those of others alone."),
+    Event("device-down", "2759d68fb5504a8e840e8c738061e12f",
+          "Something else took the device of a tunnel down",
+          "Nothing passes the tunnel, and without a kill switch a full tunnel is none. ip link set DEVICE up "
+          "mends it: addresses and routes are put back then."),
     Event("worker-lost", "6961587754bc47dabab59ff9d84e88f3",
           "A worker process has ended unexpectedly",
           "Another takes its place at once and its connections are made again; the other workers go on. "

@@ -13,7 +13,6 @@ server that answers either knows the session or begins another.
 
 import collections
 import dataclasses
-import ipaddress
 import itertools
 import logging
 import os
@@ -27,7 +26,7 @@ from gevent.lock import Semaphore
 
 from bulkvpnd import events
 from bulkvpnd.control import tls, transport
-from bulkvpnd.control.clientnet import ClientNetwork
+from bulkvpnd.control.clientnet import ClientNetwork, own_addresses
 from bulkvpnd.control.status import session_report
 from bulkvpnd.host import link
 from bulkvpnd.protocol import handshake, keys
@@ -114,6 +113,10 @@ class Client:
         self._spawn_diallers()
         reloaded, self._reloaded = self._reloaded, Event()
         reloaded.set()
+
+    def restore(self):
+        """The device is up again, without what it lost while it was down. Raises LinkError, OSError."""
+        self.network.restore()
 
     def _spawn_diallers(self):
         """As many as there may be connections. Where there are more already, those wait that have none to make."""
@@ -370,7 +373,7 @@ class Client:
 
     def _take(self, welcome):
         """A new session: the device gets its addresses, and the network what they bring."""
-        interfaces = [ipaddress.ip_interface(one.ip) for one in (welcome.ipv4, welcome.ipv6) if one is not None]
+        interfaces = own_addresses(welcome)
         try:
             link.check_addresses(self._tun.name, interfaces)
         except link.LinkError as error:

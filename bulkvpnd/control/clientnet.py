@@ -16,7 +16,7 @@ import gevent
 
 from bulkvpnd.control import policy
 from bulkvpnd.control.resolver import Resolver
-from bulkvpnd.host import gateway, killswitch, redirect, routes
+from bulkvpnd.host import gateway, killswitch, link, redirect, routes
 from bulkvpnd.host.dns import Dns
 from bulkvpnd.host.firewall import FirewallError, Unavailable
 from bulkvpnd.host.redirect import Redirect
@@ -121,19 +121,28 @@ class ClientNetwork:
         """A session has begun and the device has its addresses. Raises LinkError, OSError."""
         self._welcome = welcome
         self._guard()
-        self._lead()
-        if self.mark:
-            self._redirect.apply(_carried(welcome))
-            log.info("full tunnel: everything goes through %s", self._device)
+        self._direct()
         # In a greenlet of its own, because other programs do it, which take their time.
         self._naming.kill()
         self._naming = gevent.spawn(self._name)
 
+    def restore(self):
+        """The device is up again, without what it lost while it was down. Raises LinkError, OSError."""
+        if self._welcome is not None:
+            link.set_addresses(self._device, own_addresses(self._welcome))
+            self._direct()
+
+    def _direct(self):
+        self._lead()
+        if self.mark:
+            self._redirect.apply(_carried(self._welcome))
+            log.info("full tunnel: everything goes through %s", self._device)
+
     def _guard(self):
         """Packets for the own addresses come by the tunnel or not at all."""
-        interfaces = _interfaces(self._welcome)
+        rules = gateway.own_addresses(self._device, _interfaces(self._welcome))
         try:
-            self._changes.firewall.apply("own-addresses", gateway.own_addresses(self._device, interfaces))
+            self._changes.firewall.apply("own-addresses", rules)
         except FirewallError as error:
             log.warning("other interfaces may reach the addresses in the tunnel: %s", error)
 
@@ -178,6 +187,11 @@ class ClientNetwork:
             log.warning("name servers %s, domains %s: not set: %s", _listed(servers), _listed(domains), reason)
         elif servers or domains:
             log.info("name servers %s, domains %s", _listed(servers), _listed(domains))
+
+
+def own_addresses(welcome):
+    """What the device gets of a session: its addresses alone, as interfaces."""
+    return [ipaddress.ip_interface(one.ip) for one in _interfaces(welcome)]
 
 
 def _interfaces(welcome):

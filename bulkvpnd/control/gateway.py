@@ -45,6 +45,11 @@ def apply(configuration, changes, device, interfaces):
 def reapply(configuration, changes, device, interfaces):
     """The same for another configuration with other clients or routes. Raises LinkError when all else is done."""
     _let_forward(configuration, changes, interfaces)
+    lead(configuration, device)
+
+
+def lead(configuration, device):
+    """The routes into the tunnel, those that are gone. Raises LinkError."""
     _check_led(device, Routes(device).apply(_to_lead(configuration)))
 
 

@@ -17,6 +17,7 @@ import functools
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 
@@ -28,6 +29,7 @@ from bulkvpnd.control import ciphers
 from bulkvpnd.control.client import Client
 from bulkvpnd.control.current import Current, check
 from bulkvpnd.control.expiry import Expiry
+from bulkvpnd.control.guard import Guard
 from bulkvpnd.control.hooks import Hooks
 from bulkvpnd.control.multipath import Multipath, literal_addresses
 from bulkvpnd.control.server import Server
@@ -136,6 +138,7 @@ class Main:
         tuner = Tuner(configuration, self._tun.name, changes)
         tuner.start()
         role.on_addresses = tuner.know
+        self._guard = Guard(changes.firewall, self._tun.name, socket.if_nametoindex(self._tun.name), role, tuner)
         role.workers = workers
         undo.callback(workers.stop)
         workers.start(self._tun, configuration.frame_size, role)
@@ -154,6 +157,7 @@ class Main:
         undo.callback(role.stop)
         role.start()
         changes.firewall.clean()
+        undo.enter_context(self._guard)
         # Left before anything else ends, so that traffic has moved to other instances by then.
         undo.enter_context(multipath)
         gevent.spawn(self._watch, role, workers)
@@ -197,6 +201,7 @@ class Main:
         self._hooks.reconfigure(self._current.configuration)
         try:
             role.reconfigure(self._current.configuration)
+            self._guard.restore()
         except (firewall.FirewallError, link.LinkError, OSError) as error:
             log.error("reloaded, but not all of it could be applied: %s", _said(error))
             raise CommandError(f"not all of it could be applied: {_said(error)}") from None

@@ -141,6 +141,11 @@ class Server:
             self._replace_clients()
         gateway.reapply(configuration, self.changes, self._tun.name, self._pool.server_interfaces)
 
+    def restore(self):
+        """The device is up again, without what it lost while it was down. Raises LinkError, OSError."""
+        link.set_addresses(self._tun.name, self._pool.server_interfaces)
+        gateway.lead(self._configuration, self._tun.name)
+
     def _replace_clients(self):
         """What single clients have is another: the sessions that it touches end, and begin again with that."""
         self._pool.set_fixed(_fixed_addresses(self._configuration))

@@ -16,6 +16,8 @@ class Tuner:
         self._changes = changes
         self._addresses = set()
         self._outer = set()
+        self._timeouts = conntrack.ConntrackTimeouts(configuration.name, changes.ledger)
+        self._shortens = False
         self.refused = {}
 
     def start(self):
@@ -27,8 +29,13 @@ class Tuner:
             self._note(tuning.apply(configuration, situation, ledger))
         short = configuration.tuning and configuration.conntrack_timeouts == "short"
         # Without translation the kernel may have no reason to remember connections at all, and shall not get one.
-        self._changes.make(conntrack.ConntrackTimeouts(configuration.name, ledger), self._device,
-                           wanted=short and configuration.mode == "server" and configuration.nat)
+        self._shortens = short and configuration.mode == "server" and configuration.nat
+        self._changes.make(self._timeouts, self._device, wanted=self._shortens)
+
+    def restore(self):
+        """What is set by nftables, which was flushed."""
+        if self._shortens:
+            self._timeouts.apply(self._device)
 
     def know(self, addresses):
         """addresses: texts, of a server that is about to be connected to: the interface that leads there is tuned."""

@@ -12,6 +12,7 @@ Through libnftables and not nft(8): no other program, no quoting, and under the 
 socket. It is not pyroute2's nftables, because the versions in Debian 12 and 13 have no masquerade.
 """
 
+import collections
 import errno
 import hashlib
 import logging
@@ -124,12 +125,31 @@ class Firewall:
             self._delete()
         self._parts = parts
 
+    def mend(self):
+        """Writes the table again if something of it is gone. Returns whether it was. Raises FirewallError.
+
+        What is there besides does not matter, and what was changed in its place is not seen.
+        """
+        wanted = _counted(one for content in self._parts.values() for one in content)
+        if not (wanted and wanted - _counted(self._listed())):
+            return False
+        self.rewrite()
+        return True
+
+    def rewrite(self):
+        """Writes the table again, whatever is there. Raises FirewallError."""
+        if self._parts:
+            self._write(self._parts)
+
     def exists(self):
         """Whether the table is there: of this run, or of one that crashed. Raises FirewallError."""
+        return bool(self._listed())
+
+    def _listed(self):
         try:
-            return bool(self._nft([{"list": {"table": self._table}}]))
+            return self._nft([{"list": {"table": self._table}}])
         except FileNotFoundError:
-            return False
+            return []
         except OSError as error:
             raise self._explain(error, "listed") from None
 
@@ -188,6 +208,13 @@ class Firewall:
         hint = "; it needs root or CAP_NET_ADMIN" if error.errno == errno.EPERM else ""
         return FirewallError(f"nftables table {FAMILY} {self.table} cannot be {done}: {error.strerror}{hint}",
                              os.EX_NOPERM if error.errno == errno.EPERM else 1)
+
+
+def _counted(objects):
+    """How many of each kind there are in each chain. objects: of libnftables-json(5)."""
+    return collections.Counter(
+        (kind, fields.get("chain", fields.get("name"))) for one in objects for kind, fields in one.items()
+    )
 
 
 # What is there besides ours

@@ -5,6 +5,7 @@ Programs in the place of resolvectl and resolvconf write down how they are calle
 
 import json
 import os
+import signal
 
 import pytest
 import snapshot
@@ -229,6 +230,9 @@ def test_the_address_in_the_tunnel_is_not_reached_another_way(network):
     network.server.ip("route", "add", "10.86.0.2/32", "via", "192.0.2.2", "dev", "veth0")
     ask = ["ping", "-n", "-c", "1", "-W", "1", "-I", "192.0.2.1", "10.86.0.2"]
     assert network.server.run(ask, check=False).returncode != 0
+    # The main process would put it back.
+    os.kill(client.process.pid, signal.SIGSTOP)
     network.client.run(["nft", "delete", "table", "inet", "bulkvpnd_client"])
     assert network.server.run(ask, check=False).returncode == 0, "it was the rule that dropped it"
+    os.kill(client.process.pid, signal.SIGCONT)
     assert client.stop() == 0

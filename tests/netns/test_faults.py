@@ -61,9 +61,16 @@ def test_closed_port_overlapping_route_missing_nat_revoked_client(network):
     assert "10.86.0.0/24 of the tunnel overlaps 10.86.0.128/25, which lan0 has" in found["routes"]
     network.client.ip("link", "delete", "lan0")
 
-    network.server.run(["nft", "delete", "table", "inet", "bulkvpnd_server"])
+    # A table that is gone the daemon writes again by itself; of other rules in the place of its own it knows nothing.
+    table = "inet bulkvpnd_server"
+    network.server.run(["nft", f"flush chain {table} nat; " + f"add rule {table} nat accept; " * 10])
+    network.server.run(["nft", f"flush chain {table} hairpin; " + f"add rule {table} hairpin accept; " * 2])
     found = problems(network, network.server, "server")
-    assert list(found) == ["NAT"] and "systemctl restart bulkvpnd@server" in found["NAT"]
+    assert list(found) == ["rules", "NAT"]
+    assert all("| systemctl restart bulkvpnd@server" in one for one in found.values())
+    os.kill(server.process.pid, signal.SIGHUP)
+    wait_until(lambda: server.lines("reloaded: in force: nothing new"), 10, "it is reloaded")
+    assert problems(network, network.server, "server") == {}
 
     network.pki("revoke", "client")
     wait_until(lambda: not server.connections(), 10, "the client is out")

@@ -374,6 +374,69 @@ def test_a_second_full_tunnel_knows_which_interface_leads_outside(net):
     assert first.stop() == 0
 
 
+FLUSHES = ("flush ruleset", "flush table inet bulkvpnd_client", "delete table inet bulkvpnd_client",
+           "delete rule inet bulkvpnd_client kill-switch-output handle {drop}")
+
+
+def switch(host, table="bulkvpnd_client"):
+    """The rules of the kill switch as they are there."""
+    found = json.loads(host.run(["nft", "-j", "list", "ruleset"]).stdout)["nftables"]
+    rules = [one["rule"] for one in found if one.get("rule", {}).get("table") == table]
+    return [rule for rule in rules if rule["chain"].startswith("kill-switch")]
+
+
+def test_a_switch_that_something_else_removes_is_closed_again_at_once(net, wire):
+    """As Debian's /etc/nftables.conf does it, which begins with flush ruleset; and nothing is left after a stop."""
+    before = snapshot.take(net.client)
+    server = net.network.start_server().wait_ready()
+    client = net.start_client("--redirect-gateway=yes", "--kill-switch=yes").wait_ready()
+    server.stop()
+    wait_until(lambda: client.lines("no connection to the server is left"), 30, "the client notices")
+    whole = len(switch(net.client))
+    # It is the switch that holds, not the full tunnel.
+    for half in ("0.0.0.0/1", "128.0.0.0/1"):
+        net.client.ip("route", "add", half, "via", "192.0.2.1")
+    assert not leaks(net, wire)
+    for count, command in enumerate(FLUSHES, 1):
+        drop = [rule["handle"] for rule in switch(net.client) if rule["chain"] == "kill-switch-output"][-1]
+        net.client.run(["nft", command.format(drop=drop)])
+        wait_until(lambda: len(switch(net.client)) == whole, 10, f"closed again after {command}")
+        assert not leaks(net, wire)
+        lines = client.lines("nftables table inet bulkvpnd_client: something else removed it, or a part of it")
+        assert len(lines) == count, client.text()
+    for half in ("0.0.0.0/1", "128.0.0.0/1"):
+        net.client.ip("route", "del", half, "via", "192.0.2.1")
+    assert client.stop() == 0
+    assert not (changed := "\n".join(snapshot.differences(before, snapshot.take(net.client)))), changed
+
+
+def test_a_device_that_was_down_has_everything_again(net, wire):
+    before = snapshot.take(net.client)
+    net.network.start_server("--routes=10.77.0.0/16").wait_ready()
+    client = net.start_client("--redirect-gateway=yes").wait_ready()
+    client.wait_connections(4)
+    addresses = snapshot.take(net.client)
+    assert (net.get(WEB[4]), net.get(WEB[6])) == ("10.86.0.2", "fd86::2")
+    # Too short for who looks once in a while, and for long.
+    for count, commands in enumerate((["link set bulk0 down", "link set bulk0 up"], ["link set bulk0 down"]), 1):
+        for command in commands:
+            net.client.ip(*command.split())
+        wait_until(lambda: len(client.lines("device bulk0 is down: something else .* ip link set bulk0 up")) == count,
+                   10, "it is said")
+        if len(commands) == 1:
+            assert net.get(WEB[4]) == OUTSIDE[4], "there is no full tunnel without a device"
+            net.client.ip("link", "set", "bulk0", "up")
+        wait_until(lambda: len(client.lines("device bulk0 is up again, with its addresses and routes")) == count,
+                   10, "it is put back")
+        wire.sent()
+        assert (net.get(WEB[4]), net.get(WEB[6])) == ("10.86.0.2", "fd86::2")
+        assert wire.sent() == set()
+        assert not (changed := "\n".join(snapshot.differences(addresses, snapshot.take(net.client)))), changed
+    assert not client.lines("ERROR|Traceback")
+    assert client.stop() == 0
+    assert not (changed := "\n".join(snapshot.differences(before, snapshot.take(net.client)))), changed
+
+
 def test_the_switch_lets_neighbours_find_each_other(net):
     """Over IPv6 nothing is reached before a neighbour has answered."""
     net.client.ip("-6", "neigh", "flush", "dev", "veth0")

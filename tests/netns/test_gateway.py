@@ -406,6 +406,51 @@ def test_nothing_is_left_after_a_crash_and_a_restart(site):
     assert snapshot.differences(before, snapshot.take(network.server)) == []
 
 
+def test_what_something_else_removes_comes_back(site):
+    """NAT, isolation of clients and timeouts after nft flush ruleset, as Debian's /etc/nftables.conf does it."""
+    network, web, _ = site
+    before = snapshot.take(network.server)
+    server, _client = started(network, None, "--nat=yes")
+    route(network.client, "203.0.113.0/24")
+    eventually(network.client, WEB[4])
+    running = snapshot.take(network.server)
+    for count in (1, 2):
+        network.server.run(["nft", "flush", "ruleset"])
+        wait_until(lambda: len(tables(network.server)) == 2, 10, "the tables are there again")
+        assert not (changed := "\n".join(snapshot.differences(running, snapshot.take(network.server)))), changed
+        eventually(network.client, WEB[4])
+        assert len(server.lines(f"nftables table inet {TABLE}: something else removed it")) == count
+    assert server.stop() == 0
+    assert snapshot.differences(before, snapshot.take(network.server)) == []
+
+
+def test_a_device_that_was_down_has_addresses_and_routes_again(site):
+    network, _, other = site
+    fixed(network, "[client other]\n" + "".join(f"networks = {one}\n" for one in NETWORKS))
+    before = snapshot.take(network.server)
+    server, *_ = started(network, other)
+    running = snapshot.take(network.server)
+    assert all(answers(network.server, BEHIND[version]) for version in (4, 6))
+    network.server.ip("link", "set", "bulk0", "down")
+    wait_until(lambda: server.lines("device bulk0 is down"), 10, "it is said")
+    assert not answers(network.server, BEHIND[4])
+    network.server.ip("link", "set", "bulk0", "up")
+    wait_until(lambda: server.lines("device bulk0 is up again"), 10, "it is put back")
+    for version in (4, 6):
+        eventually(network.server, BEHIND[version])
+        assert answers(network.client, INNER[version])
+    assert not (changed := "\n".join(snapshot.differences(running, snapshot.take(network.server)))), changed
+    # What nobody tells of is put back by a reload.
+    network.server.ip("address", "flush", "dev", "bulk0")
+    assert not answers(network.client, INNER[4])
+    os.kill(server.process.pid, signal.SIGHUP)
+    wait_until(lambda: server.lines("reloaded: in force: nothing new"), 10, "it is reloaded")
+    assert answers(network.client, INNER[4]) and answers(network.client, INNER[6])
+    assert not (changed := "\n".join(snapshot.differences(running, snapshot.take(network.server)))), changed
+    assert server.stop() == 0
+    assert snapshot.differences(before, snapshot.take(network.server)) == []
+
+
 FAULTS = {
     # name: (made on the server's host, clients, flags, line of the log)
     "an address that is taken": (

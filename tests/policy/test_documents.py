@@ -27,7 +27,7 @@ AWAITED = {"benchmarks/run", "docs/benchmarks/"}
 
 INSTALLED = (
     "/etc/bulkvpn", "/run/bulkvpn", "/var/lib/bulkvpnd", "/dev/net/tun", "/usr/sbin/bulkvpn", "/usr/bin/python3",
-    "/bin/ip", "/bin/sh", "/etc/sysctl.d/", "/usr/share/doc/bulkvpnd/examples/",
+    "/bin/ip", "/bin/sh", "/etc/sysctl.d/", "/etc/nftables.conf", "/usr/share/doc/bulkvpnd/examples/",
 )  # fmt: skip
 """How an absolute path in a document may begin: what the package has, makes or calls."""
 

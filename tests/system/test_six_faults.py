@@ -127,7 +127,9 @@ FAULTS = (
     ),
     Fault(
         "missing NAT",
-        on("server", "nft delete table inet bulkvpnd_server"),
+        # A table that is gone the daemon writes again by itself; other rules in its place it does not see.
+        on("server", "nft 'flush chain inet bulkvpnd_server nat; "
+                     + "add rule inet bulkvpnd_server nat accept; " * 10 + "'"),
         (("server", "doctor", "no table inet bulkvpnd_server translates.*systemctl restart bulkvpnd@server"),),
         told("server", "NAT"),
     ),

@@ -78,6 +78,8 @@ def make(tmp_path, monkeypatch):
         monkeypatch.setattr(clientnet, "Dns", lambda device, name: Part("dns", told, dns_error))
         monkeypatch.setattr(clientnet, "redirect", types.SimpleNamespace(choose_mark=lambda: 7443,
                                                                          restore_mark=lambda mark: [mark]))
+        monkeypatch.setattr(clientnet, "link", types.SimpleNamespace(
+            set_addresses=lambda device, interfaces: told.append(("addresses", *map(str, interfaces)))))
         reached = [*map(network, connected)]
         monkeypatch.setattr(clientnet, "routes", types.SimpleNamespace(connected=lambda device: reached))
         text = {name: value for name, value in options.items() if not isinstance(value, tuple)}
@@ -230,6 +232,18 @@ def test_full_tunnel(make):
     assert ("full", {4, 6}) in client.told
     named(client)
     assert client.told[-1] == ("dns", [], [], True)
+
+
+def test_a_device_that_was_down(make):
+    client = make(redirect_gateway="yes", routes=(network("10.1.0.0/16"),))
+    client.told.clear()
+    client.restore()
+    assert client.told == [], "there is no session"
+    client.take(welcome(ipv6=None, dns=["10.86.0.1"]))
+    named(client)
+    client.told.clear()
+    client.restore()
+    assert client.told == [("addresses", "10.86.0.2/32"), ("routes", ["10.1.0.0/16", "10.86.0.0/24"]), ("full", {4})]
 
 
 def test_the_kill_switch_is_closed_first_and_held_from_the_first_session_on(make):

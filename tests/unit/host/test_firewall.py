@@ -1,5 +1,6 @@
 """The table of an instance: written whole, kept when the kernel refuses, gone at the end."""
 
+import copy
 import errno
 import ipaddress
 import logging
@@ -96,6 +97,67 @@ def test_what_a_crash_left_goes_if_nothing_is_wanted_now(nft, table):
     Firewall("server", nft).apply("old", PORT)
     table.clean()
     assert nft.tables == {}
+
+
+def lose_table(nft):
+    nft.tables.clear()
+
+
+def lose_rule(nft):
+    content = nft.tables[("inet", "bulkvpnd_server")]
+    content.remove(next(one for one in content if one.get("rule", {}).get("chain") == "hairpin"))
+
+
+def lose_chain(nft):
+    content = nft.tables[("inet", "bulkvpnd_server")]
+    content[:] = [one for one in content for fields in one.values()
+                  if "port" not in (fields.get("name"), fields.get("chain"))]
+
+
+@pytest.mark.parametrize("lose", [lose_table, lose_rule, lose_chain])
+def test_what_somebody_took_out_comes_back(nft, table, lose):
+    table.apply("a", HAIRPIN)
+    table.apply("b", PORT)
+    whole, done = copy.deepcopy(nft.tables), nft.transactions
+    assert not table.mend() and nft.tables == whole
+    lose(nft)
+    assert table.mend() and nft.tables == whole
+    assert not table.mend()
+    # What is there besides is somebody's, and nothing is missing.
+    nft.tables[("inet", "bulkvpnd_server")].append({"rule": {"chain": "port", "expr": []}})
+    assert not table.mend()
+    assert nft.transactions == done + 4 + 1 - (lose is lose_table)
+
+
+def test_other_rules_in_the_place_of_ours_go_when_it_is_written_again(nft, table):
+    table.rewrite()
+    assert nft.tables == {}
+    table.apply("a", HAIRPIN)
+    whole = copy.deepcopy(nft.tables)
+    nft.tables[("inet", "bulkvpnd_server")][-1]["rule"]["expr"] = [{"accept": None}]
+    assert not table.mend() and nft.tables != whole
+    table.rewrite()
+    assert nft.tables == whole
+
+
+def test_nothing_is_put_back_that_is_not_there_by_its_own_will(nft, table):
+    assert not table.mend() and nft.transactions == 0
+    table.apply("a", HAIRPIN)
+    table.apply("b", PORT)
+    table.apply("b", [])
+    lose_table(nft)
+    assert table.mend() and nft.chains("bulkvpnd_server") == ["hairpin"]
+    table.hold("a")
+    table.undo()
+    lose_table(nft)
+    assert not table.mend() and nft.tables == {}
+
+
+def test_what_cannot_be_put_back_is_an_error(nft, table):
+    table.apply("a", HAIRPIN)
+    nft.refuses = errno.EPERM
+    with pytest.raises(FirewallError, match="bulkvpnd_server cannot be listed: Operation not permitted; it needs root"):
+        table.mend()
 
 
 def test_undo_says_what_it_cannot_do_and_raises_nothing(nft, table, caplog):
