@@ -228,8 +228,10 @@ def _warn_of_outer(options, situation, ledger):
             continue
         # What wan-mtu asks for is set a moment later.
         if mtu != USUAL_MTU and options.wan_mtu is None:
-            log.warning("%s, which leads to the other end, has an MTU of %d and not %d; if the path does not carry "
-                        "that, set wan-mtu = %d", name, mtu, USUAL_MTU, USUAL_MTU)
+            log.warning("%s, which leads to the other end, has an MTU of %d and not %d; if the path %s, set wan-mtu = "
+                        "%d", name, mtu, USUAL_MTU,
+                        "does not carry that" if mtu > USUAL_MTU else "carries more, as that of PPPoE does not",
+                        USUAL_MTU)
     return missing
 
 

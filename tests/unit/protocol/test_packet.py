@@ -16,10 +16,10 @@ from bulkvpnd.protocol import packet
 from bulkvpnd.protocol.errors import RemoteError
 
 
-def refused(content, reason, **arguments):
+def refused(content, reason, text="", **arguments):
     with pytest.raises(RemoteError) as caught:
         look(content, **arguments)
-    assert caught.value.reason == reason
+    assert caught.value.reason == reason and text in str(caught.value)
     assert str(caught.value).isprintable() and str(caught.value).isascii()
 
 
@@ -35,7 +35,12 @@ def test_the_packets_here_are_right():
 @pytest.mark.parametrize("front", [b"", payload(PLAIN4)], ids=["first", "second"])
 @pytest.mark.parametrize("cut", [1, 2, 3])
 def test_a_length_that_is_cut(front, cut):
-    refused(front + payload(PLAIN4)[:cut], "length")
+    refused(front + payload(PLAIN4)[:cut], "length", "is cut off")
+
+
+@pytest.mark.parametrize("front", [b"", payload(PLAIN4)], ids=["first", "second"])
+def test_a_length_with_nothing_behind_it(front):
+    refused(front + payload(PLAIN4)[:4], "length", "length is wrong")
 
 
 @pytest.mark.parametrize("front", [b"", payload(PLAIN4)], ids=["first", "second"])
