@@ -39,7 +39,8 @@ SOURCES_MAX = 16384
 """Sources that are remembered, penalised and known each: about 4 MiB. The oldest are forgotten first (choice)."""
 BURST, RATE = 256, 16.0
 """Handshakes of one identity: at once, and then for each second. A client of 64 connections may lose all of them four
-times in a row; 16 handshakes a second are about 5 % of a CPU (choice)."""
+times in a row; 16 handshakes a second are about 5 % of a CPU, and half of one if each is made as dear as
+control.tls.PEER_MAX allows (choice)."""
 _NONE = (float("-inf"), False)
 """A penalty that was over long ago."""
 IDENTITIES_MAX = 16384
