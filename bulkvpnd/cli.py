@@ -172,3 +172,8 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message):
         self.print_usage(sys.stderr)
         self.exit(os.EX_USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+    def _print_message(self, message, file=None):
+        # Python 3.12 and later let nobody know that the output took nothing.
+        if message:
+            (file or sys.stderr).write(message)
