@@ -40,7 +40,7 @@ def bulkvpnd(arguments=None):
     """Runs the daemon in the foreground. Returns the exit status (see EXIT STATUS in bulkvpnd(8))."""
     # Who is asked to stop so early still has to take back what a crash left, a kill switch for one.
     stops = []
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _STOPS:
         signal.signal(number, lambda number, frame: stops.append(number))
     # What is imported stays. To look through it for garbage would take a fifth of the time until the daemon is ready,
     # and 0.2 s more when it ends.
@@ -67,7 +67,13 @@ def bulkvpnd(arguments=None):
         gc.enable()
         return main.run(configuration, lambda text: config.load(arguments, text)[0], workers, stops, namespace.check)
     finally:
+        # One that is repeated would make an error of a clean end: Python's handlers go before the process does.
+        for number in _STOPS:
+            signal.signal(number, signal.SIG_IGN)
         workers.stop()
+
+
+_STOPS = (signal.SIGTERM, signal.SIGINT)
 
 
 def _patch():

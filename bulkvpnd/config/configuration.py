@@ -116,6 +116,8 @@ def value_of(option, raw, file, lines):
         raise ConfigurationError(f"{where}: given {len(raw)} times; at most {option.most} are allowed",
                                  on_command_line=not lines)
     for at, one in enumerate(raw if option.repeat else [raw]):
+        # What argparse makes of --, which it takes for the end of the options wherever it stands.
+        one = "--" if one == [] else one
         try:
             parsed.append(option.parse(one))
         except ValueError as error:

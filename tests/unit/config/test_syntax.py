@@ -33,6 +33,8 @@ def test_inline_blocks(file):
         ("mtu = x", ":1: mtu = x: should be a whole number of bytes from 1280 to 65521"),
         ("mtu = 1279", ":1: mtu = 1279: should be"),
         ("mtu =", ":1: mtu = : should be"),
+        ("mtu = --", ":1: mtu = --: should be"),
+        ("routes = 10.0.0.0/8\nroutes = --", ":2: routes = --: should be"),
         ("mtu = 1500 # comment", ":1: mtu = 1500 # comment: should be"),
         ("mtu = 1500 \x1b[2J", r":1: mtu = 1500 \x1b[2J: should be"),
         ("mtu = 15\u202e00", r":1: mtu = 15\u202e00: should be"),
