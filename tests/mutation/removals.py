@@ -655,10 +655,10 @@ REMOVALS = [
            '                while not __import__("select").select([self._socket], [], [], 0)[0]:\n'
            "                    hub.switch()\n"
            "                if self._ended:"),
-          (CONNECTION, "if time.monotonic() > self._turn_ends:\n                        self._wait", "if False:\n"
+          (CONNECTION, "and time.monotonic() > self._turn_ends:\n                        self._wait", "and False:\n"
            "                        self._wait")),
     taken("C23", "test_peer_misbehaves.py::test_whole_frames_that_came_in_one_go_wait_for_the_others_turn",
-          (CONNECTION, "if time.monotonic() > self._turn_ends:\n                        self._wait", "if False:\n"
+          (CONNECTION, "and time.monotonic() > self._turn_ends:\n                        self._wait", "and False:\n"
            "                        self._wait")),
     taken("C23", """
         test_peer_misbehaves.py::test_whole_frames_that_came_in_one_go_wait_for_the_others_turn
