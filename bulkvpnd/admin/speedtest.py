@@ -18,7 +18,6 @@ import json
 import os
 import pathlib
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -120,8 +119,6 @@ def serve(report, beside, seconds=SERVE_TIME):
     addresses = [str(ipaddress.ip_interface(text).ip) for text in report["addresses"]] + ([beside] if beside else [])
     print(f"measuring from a client: bulkvpnctl speedtest (here on {', '.join(addresses)}, TCP port {PORT}, "
           f"for {seconds // 60} minutes)", flush=True)
-    # So that the finally below ends the children.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     children, deadline = {}, time.monotonic() + seconds
     try:
         while time.monotonic() < deadline:
