@@ -32,11 +32,7 @@ def add_arguments(parser):
 
 def run(arguments):
     """Returns the exit status."""
-    try:
-        options = _options(arguments.config)
-    except config.ConfigurationError as error:
-        raise CommandError(str(error), os.EX_CONFIG) from None
-    rows, wrong = _ACTIONS[arguments.action][0](options)
+    rows, wrong = _ACTIONS[arguments.action][0](_options(arguments.config))
     if not rows and not wrong and not arguments.json:
         print("nothing is set by hand, so nothing was changed")
     elif arguments.json:
