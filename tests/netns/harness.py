@@ -30,8 +30,11 @@ CLONE_NEWNET = 0x40000000
 """linux/sched.h"""
 
 
-def wait_until(condition, seconds, what):
-    """Polls `condition` until it is true; fails the test with `what` after `seconds`. Returns what it returned."""
+def wait_until(condition, seconds, what, pause=0.05):
+    """Polls `condition` every `pause` seconds until it is true; fails the test with `what` after `seconds`.
+
+    Returns what it returned.
+    """
     deadline = time.monotonic() + seconds
     while True:
         value = condition()
@@ -39,7 +42,7 @@ def wait_until(condition, seconds, what):
             return value
         if time.monotonic() > deadline:
             pytest.fail(f"not within {seconds} s: {what}")
-        select.select([], [], [], 0.05)
+        select.select([], [], [], pause)
 
 
 @contextlib.contextmanager
