@@ -147,7 +147,8 @@ class StatusSocket:
             function = None if command == "status" else self._commands[command]
         # RecursionError: nesting as deep as 4 KiB of brackets.
         except (ValueError, LookupError, TypeError, RecursionError):
-            return {"error": f"unknown command; there is: {', '.join(['status', *self._commands])}"}
+            known = ", ".join(["status", *self._commands])
+            return {"error": f"not a command of this instance, which has: {known}; name an instance that has it"}
         if function is None:
             return self._report()
         if not is_privileged:
