@@ -11,6 +11,8 @@ from pyroute2 import IPRoute
 from pyroute2.ethtool.ioctl import EthtoolError, IoctlEthtool
 from pyroute2.netlink.exceptions import NetlinkError
 
+from bulkvpnd.host.netlink import listing
+
 # linux/rtnetlink.h, linux/if.h
 RT_TABLE_MAIN = 254
 RTN_UNICAST = 1
@@ -95,7 +97,7 @@ def towards(addresses, mark=None):
                 indexes += [index for one in found for index in _outgoing(one)]
         if addresses is None:
             for family in (socket.AF_INET, socket.AF_INET6):
-                routes = [one for one in route.route("dump", family=family) if _is_default(one)]
+                routes = [one for one in listing(route.route, "dump", family=family) if _is_default(one)]
                 routes.sort(key=lambda one: one.get_attr("RTA_PRIORITY") or 0)
                 # The others are there for the day on which the best one goes.
                 indexes += _outgoing(routes[0]) if routes else []

@@ -11,6 +11,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from bulkvpnd.host import routes
+from bulkvpnd.host.netlink import listing, reason
 
 IFA_F_NODAD = 0x02
 """linux/if_addr.h: use the address at once; nobody else can have it on a point-to-point device."""
@@ -110,7 +111,7 @@ def _addresses_of_others(name):
         return [
             (ipaddress.ip_interface(f"{message.get_attr('IFA_LOCAL') or message.get_attr('IFA_ADDRESS')}"
                                     f"/{message['prefixlen']}"), device_name(message["index"]))
-            for message in route.get_addr()
+            for message in listing(route.get_addr)
             if message["index"] != index
         ]
 
@@ -125,7 +126,7 @@ def set_addresses(name, interfaces):
     wanted = {str(interface): interface for interface in interfaces if interface is not None}
     with IPRoute() as route:
         index = _index(route, name)
-        for message in list(route.get_addr(index=index)):
+        for message in listing(route.get_addr, index=index):
             present = f"{message.get_attr('IFA_ADDRESS')}/{message['prefixlen']}"
             if wanted.pop(present, None) is None:
                 _do(f"{name}: address {present}", route.addr, "del", index=index,
@@ -161,5 +162,4 @@ def _do(what, function, *arguments, **options):
         function(*arguments, **options)
     except NetlinkError as error:
         hint = {errno.EPERM: "; it needs root or CAP_NET_ADMIN", errno.EEXIST: "; it is there already"}
-        reason = error.args[1] if len(error.args) > 1 else error
-        raise LinkError(f"{what}: {reason}{hint.get(error.code, '')}") from None
+        raise LinkError(f"{what}: {reason(error)}{hint.get(error.code, '')}") from None

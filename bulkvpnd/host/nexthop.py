@@ -19,6 +19,8 @@ import os
 import socket
 import struct
 
+from bulkvpnd.host.netlink import LISTINGS_MAX, UNSETTLED
+
 # linux/netlink.h
 SOL_NETLINK = 270
 NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK = 11, 12
@@ -63,8 +65,6 @@ ROUTER = ipaddress.IPv6Address("fe80::1")
 """A link-local address that nothing needs to have, see add_multipath_route (choice)."""
 TIMEOUT = 5.0
 """Seconds in which the kernel answers; it does so at once (choice)."""
-DUMP_TRIES = 5
-"""How often a listing that changed meanwhile is asked for again (choice)."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -240,12 +240,12 @@ class Netlink:
 
     def _dump(self, kind, answered, body):
         """Bodies of all messages of the type `answered`."""
-        for _ in range(DUMP_TRIES):
+        for _ in range(LISTINGS_MAX):
             self._send(kind, NLM_F_DUMP, body)
             messages = list(self._answers())
             if not any(flags & NLM_F_DUMP_INTR for _, flags, _ in messages):
                 return [body for kind, _, body in messages if kind == answered]
-        raise OSError(errno.EINTR, os.strerror(errno.EINTR))
+        raise OSError(errno.EINTR, UNSETTLED)
 
     def _dump_routes(self, body):
         try:

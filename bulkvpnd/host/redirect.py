@@ -21,7 +21,8 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from bulkvpnd.host.firewall import chain, meta
 from bulkvpnd.host.link import NO_IPV6, LinkError
-from bulkvpnd.host.routes import FAMILIES, PROTOCOL, RT_TABLE_MAIN, RTN_UNICAST, reason
+from bulkvpnd.host.netlink import listing, reason
+from bulkvpnd.host.routes import FAMILIES, PROTOCOL, RT_TABLE_MAIN, RTN_UNICAST
 
 log = logging.getLogger(__name__)
 
@@ -167,7 +168,7 @@ def _rules(netlink):
     rules = []
     for family in FAMILIES.values():
         with contextlib.suppress(NetlinkError):  # a kernel without the family
-            rules += [rule for rule in netlink.get_rules(family=family) if rule["family"] == family]
+            rules += [rule for rule in listing(netlink.get_rules, family=family) if rule["family"] == family]
     return rules
 
 
@@ -175,7 +176,7 @@ def _routes(netlink, table, *families):
     return [
         message
         for family in families or FAMILIES.values()
-        for message in netlink.get_routes(family=family, table=table)
+        for message in listing(netlink.get_routes, family=family, table=table)
         # A kernel without a family gives those of the others.
         if message["family"] == family and message.get_attr("RTA_TABLE") == table
     ]

@@ -10,6 +10,8 @@ import socket
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from bulkvpnd.host.netlink import listing, reason
+
 PROTOCOL = 86
 """Who made a route or a rule, `proto 86` in ip(8): free in linux/rtnetlink.h and in iproute2's rt_protos (choice)."""
 FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
@@ -85,7 +87,7 @@ def present():
     """[(network, name of its device), ...] of the main table, without default routes, what every link has of its own,
     and what bulkvpnd leads around the tunnel. Raises OSError."""
     with IPRoute() as netlink:
-        names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in netlink.get_links()}
+        names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in listing(netlink.get_links)}
         return [
             (network, names.get(message.get_attr("RTA_OIF"), "several devices"))
             for network, message in _main_table(netlink)
@@ -96,16 +98,11 @@ def present():
         ]
 
 
-def reason(error):
-    """What a NetlinkError says, without its number."""
-    return error.args[1] if len(error.args) > 1 else str(error)
-
-
 def _main_table(netlink):
     """(network, message) of each route there."""
     for version, family in FAMILIES.items():
         everything = {4: "0.0.0.0", 6: "::"}[version]
-        for message in netlink.get_routes(family=family, table=RT_TABLE_MAIN):
+        for message in listing(netlink.get_routes, family=family, table=RT_TABLE_MAIN):
             if message.get_attr("RTA_TABLE") == RT_TABLE_MAIN:
                 text = f"{message.get_attr('RTA_DST') or everything}/{message['dst_len']}"
                 yield ipaddress.ip_network(text), message

@@ -69,7 +69,7 @@ def test_a_listing_that_changed_meanwhile_is_asked_for_again():
     made = netlink((nexthop.NLMSG_DONE, nexthop.NLM_F_DUMP_INTR, struct.pack("=i", 0)))
     with pytest.raises(OSError, match="Interrupted"):
         made.nexthops()
-    assert len(made._sock.sent) == nexthop.DUMP_TRIES
+    assert len(made._sock.sent) == nexthop.LISTINGS_MAX
 
 
 def test_a_table_that_never_had_a_route_is_empty():
