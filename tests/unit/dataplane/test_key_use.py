@@ -28,6 +28,9 @@ SIZES = (200, 1400, 33000, 33000)
 """Bytes of the entries of a batch, together more than LIMIT: each frame brings a REKEY."""
 SEGMENT = 8000
 """Bytes: small against a socket's buffer. With loopback's 64 KiB the kernel may wait 0.2 s for a window as large."""
+SNDBUF = 1 << 17
+"""Bytes: no more than a receiver here takes. In front of a window that has closed the kernel waits for an
+acknowledgement that the far end delays, 40 ms or a tenth of a second for nothing that is ours."""
 STALL = 0.1
 """Seconds (issue: the promise)."""
 
@@ -131,9 +134,10 @@ def test_no_key_and_nonce_twice_no_packet_lost_no_stall(ratchets):
         for sock in (ours, near, far, theirs):
             # Whatever the machine's own is. BBR takes a path whose ends wait for a CPU for a slow one, and paces.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SNDBUF)
         near, far = (gevent.socket.socket(fileno=sock.detach()) for sock in (near, far))
         # CoDel is off: what a busy machine holds up must not be dropped.
-        settings = {"rekey_bytes": LIMIT, "queue_target": 1000, "sndbuf": 1 << 20}
+        settings = {"rekey_bytes": LIMIT, "queue_target": 1000, "sndbuf": SNDBUF}
         ends = End(ours, (OURS, THEIRS), **settings), End(theirs, (THEIRS, OURS), **settings)
         relays = Relay(near, far, OURS), Relay(far, near, THEIRS)
         running = [gevent.spawn(relay.run) for relay in relays]
