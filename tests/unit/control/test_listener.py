@@ -152,6 +152,8 @@ def test_a_socket_that_fails_is_told_of_by_its_reason(listen, caplog, error, rea
     with connecting(port) as client:
         client.recv(1)
     until(lambda: f"turned away: {reason}" in caplog.text)
+    (record,) = [record for record in caplog.records if "turned away" in record.getMessage()]
+    assert record.levelno == logging.INFO
 
 
 @pytest.mark.parametrize(("limit", "why"), [({"places": (4, 100, 4)}, "crowded"), ({"per_source": 4}, "source_full")])
@@ -303,14 +305,15 @@ def speaks(port):
         assert client.recv(1) == b""
 
 
-@pytest.mark.parametrize(("client", "handle", "most", "count"), [
+@pytest.mark.parametrize(("client", "handle", "level", "most", "count"), [
     # Until the sum of admission.PENALTIES is 15 seconds or `most`; what has passed since the first is off it.
-    (lambda port: connected(port).close(), fail, 3, 4),
-    (speaks, fail, 600, 4),
-    (is_silent, fail, 600, 2),
-    (speaks, Handle(), 600, 2),
+    (lambda port: connected(port).close(), fail, logging.INFO, 3, 4),
+    (speaks, fail, logging.WARNING, 600, 4),
+    (is_silent, fail, logging.WARNING, 600, 2),
+    (speaks, Handle(), logging.WARNING, 600, 2),
 ], ids=["left", "failed", "silent for too long", "speaking for too long"])  # fmt: skip
-def test_each_way_to_fail_has_its_price(listen, caplog, monkeypatch, client, handle, most, count):
+def test_each_way_to_fail_has_its_price(listen, caplog, monkeypatch, client, handle, level, most, count):
+    caplog.set_level(logging.INFO)
     monkeypatch.setattr(listener_module, "SWEEP_PERIOD", 0.01)
     port = free_port()
     listener = listen(("127.0.0.1", port), penalty_max=most, timeout=0.2, handle=handle)
@@ -319,6 +322,7 @@ def test_each_way_to_fail_has_its_price(listen, caplog, monkeypatch, client, han
         client(port)
         until(lambda: listener.status()["failed"] == number)
     until(lambda: caplog.text.count("nobody at the address of 127.0.0.1:") == 1)
+    assert {record.levelno for record in caplog.records if "turned away" in record.getMessage()} == {level}
 
 
 def test_failures_add_up_to_a_penalty(listen, caplog):
