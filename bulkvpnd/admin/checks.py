@@ -4,7 +4,9 @@ A check returns or yields Verdicts. What keeps it from looking is "not checked",
 the doctor would have to know.
 """
 
+import concurrent.futures
 import dataclasses
+import functools
 import ipaddress
 from collections.abc import Callable
 
@@ -353,7 +355,10 @@ def _who_answers(subject, network):
     who = next((one for one in asked if machine.asks(one)), None)
     if who:
         return who, False
-    forwards, *hops = (machine.hop(device, FAR[network.version], distance) for distance in range(1, HOPS_MAX + 1))
+    with concurrent.futures.ThreadPoolExecutor(HOPS_MAX) as hopping:
+        # At once: each waits its two seconds where nobody answers.
+        look = functools.partial(machine.hop, device, FAR[network.version])
+        forwards, *hops = hopping.map(look, range(1, HOPS_MAX + 1))
     who = next((one for one in hops if one and ipaddress.ip_address(one) not in network), None)
     return who, bool(asked) or not forwards
 

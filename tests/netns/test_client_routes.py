@@ -94,7 +94,7 @@ def test_a_pool_that_holds_the_server(network):
 def test_an_address_that_another_device_has(network):
     network.start_server().wait_ready()
     network.client.ip("address", "add", "10.86.0.2/32", "dev", "lo")
-    client = network.start_client()
+    client = network.start_client("--retry-max=1")
     line = ("connection 0 to 192.0.2.1:7443 failed: bulk0: address 10.86.0.2/32: lo has 10.86.0.2/32 already; "
             "choose another pool-ipv4 at the server, or remove that")
     wait_until(lambda: len(client.lines(line)) > 1, 20, "it says so, and comes again")
