@@ -3,7 +3,7 @@
 import ipaddress
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bulkvpnd import config
@@ -59,6 +59,7 @@ def test_a_pushed_route(pushed, allowed, servers, connected, why):
 
 
 @given(networks_and_addresses(), st.lists(networks(), max_size=3), st.lists(networks(), max_size=3))
+@example(([network("0.0.0.0/0")], []), list(EVERYTHING), [])
 def test_what_is_taken_is_allowed_and_spares_what_it_must(pushed_and_servers, allowed, connected):
     pushed, servers = pushed_and_servers
     taken, refused = policy.accept_routes(pushed, allowed, servers, connected)

@@ -95,6 +95,8 @@ def test_round_trip(kind, payload_size, before, behind):
 
 
 @given(st.binary(min_size=4, max_size=4), st.integers(128 * 1024, 1024 * 1024))
+@example(header(frame.DATA, TAG - 1), 128 * 1024)
+@example(header(frame.DATA, 128 * 1024 + TAG + 1), 128 * 1024)
 @settings(max_examples=200, deadline=None)
 def test_any_four_bytes_are_refused_or_within_the_limit(word, limit):
     try:
