@@ -10,7 +10,7 @@ UNSETTLED = "the kernel's tables change faster than they can be read; try again"
 
 
 def listing(ask, *arguments, **options):
-    """What the method `ask` of an IPRoute lists, as one piece. Returns a list of messages.
+    """What `ask` lists, a method of an IPRoute or of a nexthop.Netlink, as one piece. Returns a list.
 
     The kernel marks a listing during which something came or went (NLM_F_DUMP_INTR of linux/netlink.h), which may lack
     entries or have them twice, so it is asked for again. Raises OSError when that has no end, and what `ask` raises.

@@ -19,7 +19,9 @@ import os
 import socket
 import struct
 
-from bulkvpnd.host.netlink import LISTINGS_MAX, UNSETTLED
+from pyroute2.netlink.exceptions import NetlinkDumpInterrupted
+
+from bulkvpnd.host.netlink import listing
 
 # linux/netlink.h
 SOL_NETLINK = 270
@@ -132,7 +134,7 @@ class Netlink:
     def nexthops(self):
         """{id: NextHop} of this network namespace. EOPNOTSUPP: the kernel has no such objects (Linux before 5.3)."""
         found = {}
-        for body in self._dump(RTM_GETNEXTHOP, RTM_NEWNEXTHOP, bytes(_NEXTHOP.size)):
+        for body in listing(self._dump, RTM_GETNEXTHOP, RTM_NEWNEXTHOP, bytes(_NEXTHOP.size)):
             _, _, protocol, _, _ = _NEXTHOP.unpack_from(body)
             attributes = _attributes(body[_NEXTHOP.size :])
             members = attributes.get(NHA_GROUP, b"")
@@ -239,17 +241,16 @@ class Netlink:
             pass
 
     def _dump(self, kind, answered, body):
-        """Bodies of all messages of the type `answered`."""
-        for _ in range(LISTINGS_MAX):
-            self._send(kind, NLM_F_DUMP, body)
-            messages = list(self._answers())
-            if not any(flags & NLM_F_DUMP_INTR for _, flags, _ in messages):
-                return [body for kind, _, body in messages if kind == answered]
-        raise OSError(errno.EINTR, UNSETTLED)
+        """Bodies of all messages of the type `answered`. Raises NetlinkDumpInterrupted, for host.netlink.listing."""
+        self._send(kind, NLM_F_DUMP, body)
+        messages = list(self._answers())
+        if any(flags & NLM_F_DUMP_INTR for _, flags, _ in messages):
+            raise NetlinkDumpInterrupted
+        return [body for kind, _, body in messages if kind == answered]
 
     def _dump_routes(self, body):
         try:
-            return self._dump(RTM_GETROUTE, RTM_NEWROUTE, body)
+            return listing(self._dump, RTM_GETROUTE, RTM_NEWROUTE, body)
         except FileNotFoundError:
             # A network namespace that never had a route of this version has no such table either.
             return []

@@ -13,6 +13,11 @@ TOOLS = {"qemu-system-x86_64": "qemu-system-x86", "mke2fs": "e2fsprogs"}
 KERNEL = "linux-image-cloud-amd64"
 ONCE = {"net.core.rmem_max", "net.core.wmem_max", "net.core.optmem_max", "net.core.netdev_max_backlog"}
 """What tuning writes and a machine has once, in its first network namespace."""
+TUNING = """cd source
+AUTOPKGTEST_TMP=/tmp debian/tests/tuning
+journalctl --output=cat --unit=bulkvpnd@tuned
+"""
+"""A shell's, in /root: the package's own test, and then what its server said."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -22,12 +27,6 @@ def tools():
     for tool, package in TOOLS.items():
         if not shutil.which(tool):
             pytest.skip(f"needs {tool} of the package {package}")
-
-
-TUNING = """cd source
-AUTOPKGTEST_TMP=/tmp debian/tests/tuning
-journalctl --output=cat --unit=bulkvpnd@tuned
-"""
 
 
 def test_tuned_and_confined(root, clone, package):

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bulkvpnd.host import nexthop
+from bulkvpnd.host.netlink import LISTINGS_MAX
 from bulkvpnd.host.nexthop import Netlink
 
 HEADER = struct.Struct("=IHHII")
@@ -69,7 +70,7 @@ def test_a_listing_that_changed_meanwhile_is_asked_for_again():
     made = netlink((nexthop.NLMSG_DONE, nexthop.NLM_F_DUMP_INTR, struct.pack("=i", 0)))
     with pytest.raises(OSError, match="faster than they can be read"):
         made.nexthops()
-    assert len(made._sock.sent) == nexthop.LISTINGS_MAX
+    assert len(made._sock.sent) == LISTINGS_MAX
 
 
 def test_a_table_that_never_had_a_route_is_empty():
